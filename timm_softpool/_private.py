@@ -1,0 +1,15 @@
+"""The names of PyTorch that are not public and that have no public counterpart, in one place."""
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+for _owner, _name in ((torch._C, '_are_functorch_transforms_active'), (forward_ad, '_current_level')):
+    if not hasattr(_owner, _name):
+        raise ImportError(f'timm-softpool needs torch>=2.11 with {_owner.__name__}.{_name}, got {torch.__version__}')
+
+functorch_active = torch._C._are_functorch_transforms_active
+
+
+def forward_ad_active() -> bool:
+    return forward_ad._current_level >= 0

@@ -1,0 +1,88 @@
+"""What SoftPool costs, told to fvcore and to ``torch.utils.flop_counter``.
+
+For a window of K cells, a forward pass counts ``3 K + 1`` multiply-accumulates (MAC) for each output: K exponentials,
+K additions to their sum, K multiply-adds of the weighted sum, one division. A backward pass counts ``5 K + 1``: the
+same once more, then two multiply-adds for each cell. fvcore counts in MAC; ``torch.utils.flop_counter`` counts FLOP,
+two for each MAC, as it does for convolutions.
+
+Neither counter is imported here: each learns the formula when the program imports it.
+"""
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+
+
+def forward_macs(output_numel: int, kernel_size: Sequence[int]) -> int:
+    """MAC of a forward pass with ``output_numel`` outputs."""
+    return output_numel * (3 * math.prod(kernel_size) + 1)
+
+
+def backward_macs(output_numel: int, kernel_size: Sequence[int]) -> int:
+    """MAC of a backward pass with ``output_numel`` outputs."""
+    return output_numel * (5 * math.prod(kernel_size) + 1)
+
+
+def _teach_fvcore(flop_count: ModuleType) -> None:
+    def handle(inputs: list[Any], outputs: list[Any]) -> int:
+        kernel_size = [size.toIValue() for size in inputs[1].node().inputs()]
+        return forward_macs(math.prod(outputs[0].type().sizes()), kernel_size)
+
+    # fvcore has no public way to register an operator for all its counters.
+    try:
+        handles = flop_count._DEFAULT_SUPPORTED_OPS
+    except AttributeError as error:
+        raise ImportError('timm-softpool does not know this fvcore; it needs fvcore>=0.1.5') from error
+    handles.setdefault('timm_softpool::soft_pool', handle)
+
+
+def _teach_torch(flop_counter: ModuleType) -> None:
+    ops = torch.ops.timm_softpool
+
+    def forward(input_shape, kernel_size, *args, out_shape=None, **kwargs) -> int:
+        return 2 * forward_macs(math.prod(out_shape), kernel_size)
+
+    def backward(grad_shape, input_shape, kernel_size, *args, out_shape=None, **kwargs) -> int:
+        return 2 * backward_macs(math.prod(grad_shape), kernel_size)
+
+    for op, formula in ((ops.soft_pool, forward), (ops.soft_pool_backward, backward)):
+        if op not in flop_counter.flop_registry:
+            flop_counter.register_flop_formula(op)(formula)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls ``teach(module)`` once, right after the module ``name`` has been imported by whoever needs it."""
+
+    def __init__(self, name: str, teach: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self.teach = teach
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_teach(module: ModuleType) -> None:
+            execute(module)
+            self.teach(module)
+
+        spec.loader.exec_module = execute_and_teach  # type: ignore[method-assign]
+        return spec
+
+
+for _name, _teach in (('fvcore.nn.flop_count', _teach_fvcore), ('torch.utils.flop_counter', _teach_torch)):
+    if _name in sys.modules:
+        _teach(sys.modules[_name])
+    else:
+        sys.meta_path.insert(0, _AfterImport(_name, _teach))

@@ -1,0 +1,57 @@
+"""Which backend serves a tensor.
+
+A backend is a module with ``forward``, ``backward``, ``supports(input) -> bool`` and ``missing() -> str``, the
+reason why it cannot run on this machine, empty if it can.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from torch import Tensor
+
+from . import eager
+
+BACKENDS: dict[str, ModuleType] = {'eager': eager}  # the fastest first
+
+_forced: str | None = None
+
+
+def available_backends() -> dict[str, str]:
+    """Each backend, and ``'available'`` or the reason why it is not."""
+    return {name: module.missing() or 'available' for name, module in BACKENDS.items()}
+
+
+def set_backend(name: str | None) -> None:
+    """Serve every tensor with backend ``name`` from now on; with None, by the fastest that supports it.
+
+    Raises:
+        ValueError: If there is no such backend.
+        RuntimeError: If it cannot run on this machine.
+    """
+    global _forced
+    if name is not None:
+        if name not in BACKENDS:
+            raise ValueError(f'backend must be one of {", ".join(map(repr, BACKENDS))} or None, got {name!r}')
+        if reason := BACKENDS[name].missing():
+            raise RuntimeError(f'backend {name!r} is not available: {reason}')
+    _forced = name
+
+
+@contextmanager
+def backend(name: str | None) -> Iterator[None]:
+    """:func:`set_backend` for the duration of a ``with`` block, in all threads."""
+    previous = _forced
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(previous)
+
+
+def choose(input: Tensor) -> ModuleType:
+    """The backend for ``input``."""
+    if _forced is not None:
+        return BACKENDS[_forced]
+    return next(module for module in BACKENDS.values() if not module.missing() and module.supports(input))

@@ -1,0 +1,70 @@
+"""The operators ``torch.ops.timm_softpool.soft_pool`` and ``soft_pool_backward``: one pair for 1-D, 2-D and 3-D.
+
+They carry what PyTorch asks of an operator: a kernel for real tensors, one for fake tensors, and the derivative.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .dispatch import choose
+from .window import Window, memory_format
+
+_GEOMETRY = 'int[] kernel_size, int[] stride, int[] padding, bool ceil_mode=False, bool detach_weights=False'
+
+torch.library.define('timm_softpool::soft_pool', f'(Tensor input, {_GEOMETRY}) -> Tensor')
+torch.library.define('timm_softpool::soft_pool_backward', f'(Tensor grad_output, Tensor input, {_GEOMETRY}) -> Tensor')
+
+
+@torch.library.impl('timm_softpool::soft_pool', 'CompositeExplicitAutograd')
+def _forward(input: Tensor, kernel_size, stride, padding, ceil_mode=False, detach_weights=False) -> Tensor:
+    window = Window.make(kernel_size, stride, padding, ceil_mode)
+    return choose(input).forward(input, window, window.output_size(input))
+
+
+@torch.library.register_fake('timm_softpool::soft_pool')
+def _forward_fake(input: Tensor, kernel_size, stride, padding, ceil_mode=False, detach_weights=False) -> Tensor:
+    window = Window.make(kernel_size, stride, padding, ceil_mode)
+    size = (*input.shape[:-window.ndim], *window.output_size(input))
+    return input.new_empty(size).to(memory_format=memory_format(input))
+
+
+@torch.library.impl('timm_softpool::soft_pool_backward', 'CompositeExplicitAutograd')
+def _backward(grad_output: Tensor, input: Tensor, kernel_size, stride, padding, ceil_mode=False,
+              detach_weights=False) -> Tensor:
+    window = Window.make(kernel_size, stride, padding, ceil_mode)
+    return choose(input).backward(grad_output, input, window, window.output_size(input), detach_weights)
+
+
+@torch.library.register_fake('timm_softpool::soft_pool_backward')
+def _backward_fake(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input, memory_format=memory_format(input))
+
+
+def _setup(ctx, inputs, output) -> None:
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    ctx.save_for_backward(*tensors)
+    ctx.geometry = inputs[len(tensors):]
+
+
+def _differentiate(ctx, grad_output: Tensor) -> tuple:
+    input, = ctx.saved_tensors
+    grad = torch.ops.timm_softpool.soft_pool_backward(grad_output, input, *ctx.geometry)
+    return grad, *[None] * len(ctx.geometry)
+
+
+def _differentiate_twice(ctx, grad: Tensor) -> tuple:
+    *geometry, detach_weights = ctx.geometry
+    window = Window.make(*geometry)
+
+    def gradient(grad_output: Tensor, input: Tensor) -> Tensor:
+        return torch.func.vjp(lambda x: reference.soft_pool(x, window, detach_weights), input)[1](grad_output)[0]
+
+    return *torch.func.vjp(gradient, *ctx.saved_tensors)[1](grad), *[None] * len(ctx.geometry)
+
+
+torch.library.register_autograd('timm_softpool::soft_pool', _differentiate, setup_context=_setup)
+torch.library.register_autograd('timm_softpool::soft_pool_backward', _differentiate_twice, setup_context=_setup)

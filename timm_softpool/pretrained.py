@@ -1,0 +1,228 @@
+"""Where published weights come from, and the proof that they are the published ones.
+
+``weights/manifest.toml`` describes every published file. A file is searched in ``$TIMM_SOFTPOOL_WEIGHTS`` (a folder),
+in the ``weights/`` of the installed package or of the checkout, in PyTorch's hub cache, and at its URL at last; what is
+found is used only if its SHA-256 is the published one.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import PretrainedCfg
+from torch import Tensor
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+StateDict = dict[str, Tensor]
+
+_FOLDER = next((folder for folder in (Path(__file__).parent / 'weights', Path(__file__).parents[1] / 'weights')
+                if (folder / 'manifest.toml').is_file()), None)
+
+
+def _read_manifest() -> dict[str, Any]:
+    if _FOLDER is None:
+        raise ImportError('timm-softpool is not whole: its weights/manifest.toml is missing; install it again')
+    with open(_FOLDER / 'manifest.toml', 'rb') as file:
+        return tomllib.load(file)
+
+
+_MANIFEST = _read_manifest()
+PUBLISHED: dict[str, dict[str, Any]] = {f'{name}.{tag}': entry for name, tags in _MANIFEST['models'].items()
+                                        for tag, entry in tags.items()}
+
+
+def pretrained_cfgs(name: str, base: PretrainedCfg) -> dict[str, PretrainedCfg]:
+    """timm's configurations of the weights published for model ``name``, by ``name.tag``; the first is the default.
+
+    What an entry of the manifest does not say is taken from ``base``, the configuration of the plain architecture.
+    """
+    source: dict[str, Any] = dict(
+        url=None, file=None, hf_hub_id=None, hf_hub_filename=None, source=None, custom_load=False, license=None,
+        origin_url=None, label_offset=None, architecture=name,
+        paper_name='Refining activation downsampling with SoftPool', paper_ids='arXiv:2101.00440')
+    cfgs: dict[str, PretrainedCfg] = {}
+    for tag, entry in _MANIFEST['models'].get(name, {}).items():
+        data = _MANIFEST['data'][entry['data']]
+        fields = {key: tuple(value) if isinstance(value, list) else value
+                  for key, value in {**data.get('cfg', {}), **entry.get('cfg', {})}.items()}
+        cfgs[f'{name}.{tag}'] = replace(base, **{
+            **source, **fields, 'url': entry.get('url'), 'file': entry['file'], 'tag': tag, 'license': entry['license'],
+            'description': data['description']})
+    return cfgs or {f'{name}.untrained': replace(base, **source, tag='untrained', description=None)}
+
+
+def locate(cfg: PretrainedCfg) -> PretrainedCfg:
+    """``cfg`` with the weights it names at hand: a verified file, or the tensors of a file given by the user.
+
+    Raises:
+        FileNotFoundError: If a file is in none of the places where it is searched.
+        ValueError: If it is damaged, or not what its name says.
+    """
+    entry = PUBLISHED.get(f'{cfg.architecture}.{cfg.tag}', {})
+    if cfg.file and cfg.file == entry.get('file'):
+        return replace(cfg, file=str(fetch(f'{cfg.architecture}.{cfg.tag}')), url=None)
+    if cfg.file and cfg.source is None:
+        return replace(cfg, state_dict=convert_checkpoint(read_checkpoint(cfg.file), str(cfg.architecture)))
+    return cfg
+
+
+def fetch(name: str) -> Path:
+    """The verified local file of the published weights ``name`` (``model.tag``), downloaded if need be.
+
+    Raises:
+        KeyError: If nothing is published under this name.
+        FileNotFoundError: If the file is nowhere to be found, with all places that were searched.
+        ValueError: If its SHA-256 is not the published one; for the paper's authors' files, whose hashes were never
+            published, the one recorded at the first download.
+    """
+    entry = PUBLISHED[name]
+    cache = Path(torch.hub.get_dir(), 'checkpoints')
+    folders = [Path(folder) for folder in (os.environ.get('TIMM_SOFTPOOL_WEIGHTS'), _FOLDER, cache) if folder]
+    for path in (folder / entry['file'] for folder in folders):
+        if path.is_file():
+            _verify(path, entry.get('sha256') or _recorded_hash(path))
+            return path
+    where = ', '.join(map(str, folders))
+    if 'url' not in entry:
+        raise FileNotFoundError(f"the weights {name}, file {entry['file']}, are in none of {where}, and are published "
+                                f'nowhere else; set TIMM_SOFTPOOL_WEIGHTS to the folder that holds the file')
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / entry['file']
+    download = path.with_name(path.name + '.download')
+    try:
+        torch.hub.download_url_to_file(entry['url'], str(download), progress=sys.stderr.isatty())
+    except (URLError, OSError) as error:
+        raise FileNotFoundError(f"the weights {name}, file {entry['file']}, are in none of {where}, and could not be "
+                                f"downloaded from {entry['url']}: {error}") from error
+    try:
+        if 'sha256' in entry:
+            _verify(download, entry['sha256'])
+            os.replace(download, path)
+        else:
+            state_dict = convert_checkpoint(read_checkpoint(download), name.split('.')[0])
+            write_safetensors(state_dict, path)
+            _write(path.with_name(path.name + '.sha256'), f'{file_hash(path)}\n'.encode())
+    finally:
+        download.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file: safetensors, or a PyTorch file of tensors, numbers and strings.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, is no checkpoint, or contains pickled code, which is never run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    try:
+        if path.suffix == '.safetensors':
+            return safetensors.torch.load_file(path)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f'{path} is not a whole checkpoint of tensors: {reason[0]}') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds {type(checkpoint).__name__}, not a dictionary of tensors')
+    return checkpoint
+
+
+def convert_checkpoint(state_dict: Mapping[str, Any], architecture: str) -> StateDict:
+    """A checkpoint of the paper's authors, or of their code, in the layout of timm's ``architecture``.
+
+    Takes the tensors out of a training checkpoint (``state_dict``, ``model``), drops the prefix of `DataParallel`, and
+    gives the layers of DenseNet their present names (``norm.1`` -> ``norm1``). A checkpoint in timm's layout comes
+    back as it is. Every name and shape is compared with the architecture's, for the classifier's and the first
+    convolution's own sizes.
+
+    Raises:
+        ValueError: If tensors are missing, left over or of another shape, with their names.
+    """
+    for key in ('state_dict', 'model'):
+        if isinstance(state_dict.get(key), Mapping):
+            state_dict = state_dict[key]
+    converted = {}
+    for name, value in state_dict.items():
+        name = name.removeprefix('module.')
+        name = re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', name)
+        converted[name] = value
+    expected = _expected_shapes(converted, architecture)
+    given = {name: tuple(value.shape) for name, value in converted.items() if isinstance(value, Tensor)}
+    missing = [name for name in expected if name not in given and not name.endswith('num_batches_tracked')]
+    surplus = [name for name in converted if name not in expected]
+    shapes = [f'{name} {given[name]} instead of {expected[name]}' for name in given
+              if name in expected and given[name] != expected[name]]
+    problems = [f'{label} {", ".join(names[:5])}{f" and {len(names) - 5} more" * (len(names) > 5)}'
+                for label, names in (('missing:', missing), ('unknown:', surplus), ('shapes:', shapes)) if names]
+    if problems:
+        raise ValueError(f'the checkpoint does not fit {architecture}; ' + '; '.join(problems))
+    return converted
+
+
+def _expected_shapes(state_dict: Mapping[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:
+    cfg = timm.get_pretrained_cfg(architecture)
+    sizes: dict[str, Any] = {}
+    if cfg is not None:
+        for argument, layer, axis in (('num_classes', cfg.classifier, 0), ('in_chans', cfg.first_conv, 1)):
+            weight = state_dict.get(f'{layer}.weight')
+            if isinstance(weight, Tensor) and weight.ndim > axis:
+                sizes[argument] = weight.shape[axis]
+    with torch.device('meta'):
+        model = timm.create_model(architecture, **sizes)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def write_safetensors(state_dict: StateDict, path: Path, metadata: Mapping[str, Any] = {}) -> None:
+    """Write ``path`` whole or not at all; values of ``metadata`` are stored as JSON."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    _write(path, safetensors.torch.save(tensors, {key: json.dumps(value) for key, value in metadata.items()} or None))
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with open(path, 'rb') as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _recorded_hash(path: Path) -> str:
+    record = path.with_name(path.name + '.sha256')
+    if not record.is_file():
+        raise ValueError(f'{path} has no record of its SHA-256, {record.name}; remove it to download it again')
+    return record.read_text().strip()
+
+
+def _verify(path: Path, expected: str) -> None:
+    actual = file_hash(path)
+    if actual != expected:
+        raise ValueError(f'{path} is damaged or not the published file: its SHA-256 is {actual}, expected {expected}')
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
