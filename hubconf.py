@@ -1,4 +1,4 @@
-"""torch.hub's face: ``torch.hub.load('OWNER/timm-softpool', 'resnet18_softpool', pretrained=True, trust_repo=True)``.
+"""torch.hub's face: ``torch.hub.load('path/to/this/checkout', 'resnet18_softpool', source='local', pretrained=True)``.
 
 Everything is imported inside the entry points, so that torch.hub can list them, and say what is missing, on a machine
 without the dependencies.
@@ -28,7 +28,7 @@ def _entry_point(_name):
         **kwargs: Those of `timm.create_model`: `num_classes`, `in_chans`, `features_only`, `pretrained_cfg` (a tag) ...
 
     Example:
-        model = torch.hub.load('OWNER/timm-softpool', '{_name}', pretrained=True, trust_repo=True)
+        model = torch.hub.load('path/to/the/checkout', '{_name}', source='local', pretrained=True)
     """
     return create
 

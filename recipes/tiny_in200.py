@@ -5,7 +5,8 @@
 
 Everything but the reading of parquet files is timm's: augmentation, loader, loss, optimiser, schedule. The image
 size grows during training, which is cheaper than one size throughout; validation uses the full 64 pixels. A killed
-run continues from its last whole epoch when the same command is given again, with the same result.
+run continues from its last whole epoch when the same command is given again, with the same result. At the end it
+writes the weights in float16, named by their hash, and prints their entry for weights/manifest.toml.
 """
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import timm_softpool  # noqa: F401  (registers the models)
+from timm_softpool.pretrained import file_hash, write_safetensors
 
+TAG = 'tiny_in200'
 NUM_CLASSES = 200
 EVAL_SIZE = 64
 
@@ -66,19 +69,20 @@ def loader(dataset: Dataset, size: int, args: argparse.Namespace, is_training: b
         mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, num_workers=args.workers, persistent_workers=False)
 
 
-def forward(model: torch.nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+def forward(model: torch.nn.Module, images: torch.Tensor, device: torch.device, amp: bool = True) -> torch.Tensor:
     images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
         return model(images).float()
 
 
 @torch.inference_mode()
-def validate(model, dataset, size: int, args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+def validate(model: torch.nn.Module, dataset: Dataset, size: int, args: argparse.Namespace,
+             device: torch.device, amp: bool = True) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent."""
     model.eval()
     top1, top5 = AverageMeter(), AverageMeter()
     for images, labels in loader(dataset, size, args, is_training=False):
-        correct = accuracy(forward(model, images, device).cpu(), labels, topk=(1, 5))
+        correct = accuracy(forward(model, images, device, amp).cpu(), labels, topk=(1, 5))
         top1.update(correct[0].item(), len(labels))
         top5.update(correct[1].item(), len(labels))
     return {'top1': round(top1.avg, 2), 'top5': round(top5.avg, 2)}
@@ -88,6 +92,28 @@ def save(checkpoint: dict, path: Path) -> None:
     temporary = path.with_suffix('.tmp')
     torch.save(checkpoint, temporary)
     os.replace(temporary, path)
+
+
+def publish(model: torch.nn.Module, val: Dataset, args: argparse.Namespace, device: torch.device) -> None:
+    """Write the weights in float16, and print their manifest entry with the accuracy that is left after rounding."""
+    weights = {name: value.half() if value.is_floating_point() else value
+               for name, value in model.state_dict().items()}
+    path = args.output / f'{args.model}-{TAG}.safetensors'
+    write_safetensors(weights, path)
+    digest = file_hash(path)
+    path = path.rename(path.with_stem(f'{path.stem}-{digest[:8]}'))
+    model.load_state_dict(weights)
+    metrics = validate(model, val, EVAL_SIZE, args, device, amp=False)
+    options = ' '.join(f'--{key.replace("_", "-")} {" ".join(map(str, value)) if isinstance(value, list) else value}'
+                       for key, value in vars(args).items() if key not in ('data', 'output', 'workers', 'device'))
+    print(f"""
+[models.{args.model}.{TAG}]
+file = "{path.name}"
+sha256 = "{digest}"
+data = "{TAG}"
+recipe = "python recipes/tiny_in200.py {options}"
+metrics = {{ top1 = {metrics['top1']}, top5 = {metrics['top5']} }}
+""")
 
 
 def main() -> None:
@@ -146,6 +172,7 @@ def main() -> None:
         with open(args.output / 'log.jsonl', 'a') as log:
             print(json.dumps(record), file=log)
         print(json.dumps(record), flush=True)
+    publish(model, val, args, device)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """SoftPool as functions: ``soft_pool1d``, ``soft_pool2d`` and ``soft_pool3d``."""
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -16,8 +17,7 @@ Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 def soft_pool1d(input: Tensor, kernel_size: Size = 2, stride: Size | None = None, padding: Size = 0,
                 ceil_mode: bool = False, *, detach_weights: bool = False) -> Tensor:
     """SoftPool over one axis: :func:`soft_pool2d` for input (N, C, L) or (C, L)."""
-    kernel, step, pad = geometry(1, kernel_size, stride, padding)
-    return soft_pool(input, kernel, step, pad, ceil_mode, detach_weights)
+    return soft_pool(input, *geometry(1, kernel_size, stride, padding), ceil_mode, detach_weights)
 
 
 def soft_pool2d(input: Tensor, kernel_size: Size = 2, stride: Size | None = None, padding: Size = 0,
@@ -29,7 +29,7 @@ def soft_pool2d(input: Tensor, kernel_size: Size = 2, stride: Size | None = None
     The result lies between the window's mean and its maximum. The maximum of the window is subtracted before the
     exponential, so values of any magnitude are exact to rounding; float16 and bfloat16 are accumulated in float32.
     Padded cells have weight 0. A NaN makes its window NaN; infinities give what `torch.nn.functional.max_pool2d`
-    gives: +inf wherever the window has one, -inf only where it has nothing else.
+    gives: +inf wherever the window has one, -inf only where it has nothing else. The gradient of such a window is 0.
 
     The gradient is exact, :math:`\partial \text{out} / \partial x_i = w_i (1 + x_i - \text{out})`.
 
@@ -52,15 +52,13 @@ def soft_pool2d(input: Tensor, kernel_size: Size = 2, stride: Size | None = None
 
     Source: A. Stergiou, R. Poppe, G. Kalliatakis, "Refining activation downsampling with SoftPool", ICCV 2021.
     """
-    kernel, step, pad = geometry(2, kernel_size, stride, padding)
-    return soft_pool(input, kernel, step, pad, ceil_mode, detach_weights)
+    return soft_pool(input, *geometry(2, kernel_size, stride, padding), ceil_mode, detach_weights)
 
 
 def soft_pool3d(input: Tensor, kernel_size: Size = 2, stride: Size | None = None, padding: Size = 0,
                 ceil_mode: bool = False, *, detach_weights: bool = False) -> Tensor:
     """SoftPool over three axes: :func:`soft_pool2d` for input (N, C, T, H, W) or (C, T, H, W)."""
-    kernel, step, pad = geometry(3, kernel_size, stride, padding)
-    return soft_pool(input, kernel, step, pad, ceil_mode, detach_weights)
+    return soft_pool(input, *geometry(3, kernel_size, stride, padding), ceil_mode, detach_weights)
 
 
 def to_tuple(ndim: int, name: str, value: Size) -> tuple[int, ...]:
@@ -71,8 +69,12 @@ def to_tuple(ndim: int, name: str, value: Size) -> tuple[int, ...]:
         ValueError: If a sequence has another length than 1 or ``ndim``.
     """
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in values):
-        raise TypeError(f'{name} must be an integer or a sequence of {ndim} integers, got {value!r}')
+    try:
+        if any(isinstance(number, bool) for number in values):
+            raise TypeError
+        values = tuple(operator.index(number) for number in values)  # of NumPy too, and symbolic ones
+    except TypeError:
+        raise TypeError(f'{name} must be an integer or a sequence of {ndim} integers, got {value!r}') from None
     if len(values) not in (1, ndim):
         raise ValueError(f'{name} must be an integer or a sequence of {ndim} integers, got {value!r}')
     return values if len(values) == ndim else values * ndim
@@ -88,6 +90,8 @@ def geometry(ndim: int, kernel_size: Size, stride: Size | None, padding: Size) -
 def soft_pool(input: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...],
               ceil_mode: bool = False, detach_weights: bool = False) -> Tensor:
     """SoftPool over the last ``len(kernel_size)`` axes, by the operator or, where it cannot go, by its formula."""
+    if not isinstance(input, Tensor) and not hasattr(input, '__torch_function__'):
+        raise TypeError(f'input must be a torch.Tensor, got {type(input).__name__}')
     # A file that is exported has no use for an operator of ours, and neither functorch nor forward-mode
     # differentiation can look into one (pytorch#168393): it would fail, or give a tangent of zero.
     if (torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()

@@ -4,16 +4,18 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Collection
-from types import FunctionType, ModuleType
-from typing import Any, Optional
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .functional import geometry, soft_pool
+from .functional import Geometry, geometry, soft_pool
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger('timm_softpool.swap')
+
+_LIBRARIES = ('torch.', 'timm.layers')  # what these pool is a mask, a gate or a head
 
 
 def swap_functional_pools(model: nn.Module, pools: Collection[str],
@@ -21,56 +23,84 @@ def swap_functional_pools(model: nn.Module, pools: Collection[str],
     """Make the methods of `model`'s modules call SoftPool where they call ``F.max_pool*`` or ``F.avg_pool*``.
 
     A module's class becomes a subclass whose methods see SoftPool under these names; the code of the methods is not
-    copied. In a traced graph the calls themselves change. Modules of torch and of `timm.layers` are left alone:
-    what they pool is a mask, a gate or a head.
+    copied. In a traced graph the calls themselves change. Modules of torch and of `timm.layers` are left alone.
     """
     functions = {name: function for kind in pools for name, function in _SOFT_POOLS[kind].items()}
-    for name, module in model.named_modules():
+    originals = {getattr(F, name): function for name, function in functions.items()}
+    for name, module in list(model.named_modules()):
         if isinstance(module, fx.GraphModule):
-            _swap_calls(module, functions)
-        elif not type(module).__module__.startswith(('torch.', 'timm.layers')) and _pool_calls(type(module), functions):
-            if where is not None and not where(name, module):
-                continue
-            cls: type = type(module)
-            swapped, hidden = _soft_pool_class(cls, tuple(sorted(pools)))
-            if hidden:
-                _logger.warning('%s: %s calls %s in a way that cannot be replaced', name, type(module).__name__, hidden)
-            if swapped is not type(module):
-                _logger.info('%s: functional pools of %s -> SoftPool', name, type(module).__name__)
-                module.__class__ = swapped
+            calls = [node for node in module.graph.nodes if node.op == 'call_function' and node.target in originals]
+            if calls and (where is None or where(name, module)):
+                for node in calls:
+                    node.target = originals[node.target]
+                module.recompile()
+                _logger.info('%s: functional pools of the graph -> SoftPool', name)
+            continue
+        cls, before = getattr(module, 'soft_pool_origin', (type(module), ()))
+        swapped, hidden = _soft_pool_class(cls, tuple(sorted({*pools, *before})))
+        hidden = hidden + [key for key, value in vars(module).items() if any(value is pool for pool in originals)]
+        if swapped is type(module) and not hidden or where is not None and not where(name, module):
+            continue
+        if hidden:
+            _logger.warning('%s: functional pools of %s left as they are, called in a way that cannot be changed: %s',
+                            name, cls.__name__, ', '.join(hidden))
+        if swapped is not type(module):
+            _logger.info('%s: functional pools of %s -> SoftPool', name, cls.__name__)
+            module.__class__ = swapped
 
 
-def _scripted(input: Tensor, kernel_size: int, stride: Optional[int], padding: int, ceil_mode: bool) -> Tensor:
-    axes = input.dim() - 2
-    step = kernel_size if stride is None else stride
-    return torch.ops.timm_softpool.soft_pool(input, [kernel_size] * axes, [step] * axes, [padding] * axes, ceil_mode)
+def is_local(average: bool, kernel_size: List[int], stride: List[int], padding: List[int]) -> bool:
+    """Whether a pool is neither the identity nor a global average in a local pool's clothes (see `swap_pooling`)."""
+    if max(kernel_size) == 1:
+        return False
+    if not average or max(padding) > 0:
+        return True
+    return max(stride) > 1 and (stride != kernel_size or min(kernel_size[-2:]) < 7)
 
 
 def _soft_pools(ndim: int) -> tuple[Callable, Callable]:
     """SoftPool with the signatures of ``F.max_pool*`` and ``F.avg_pool*``, in types that TorchScript knows."""
+    original_max, original_avg = getattr(F, f'max_pool{ndim}d'), getattr(F, f'avg_pool{ndim}d')
+
+    def local_geometry(input: Tensor, average: bool, kernel_size: Any, stride: Any, padding: Any) -> Optional[Geometry]:
+        numbers = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,)
+        if not all(isinstance(number, int) for number in numbers):
+            return None  # while a graph is traced: a size computed from the map's, which makes the pool global
+        window = geometry(ndim, kernel_size, stride, padding)
+        if isinstance(input, Tensor) and window[0] == tuple(input.shape[-ndim:]):
+            return None
+        return window if is_local(average, *map(list, window)) else None
 
     def max_pool(input: Tensor, kernel_size: int, stride: Optional[int] = None, padding: int = 0, dilation: int = 1,
                  ceil_mode: bool = False, return_indices: bool = False) -> Tensor:
         if torch.jit.is_scripting():
-            return _scripted(input, kernel_size, stride, padding, ceil_mode)
-        if return_indices or dilation not in (1, (1,) * ndim):
-            raise ValueError(f'SoftPool has no return_indices and no dilation, got {return_indices} and {dilation}; '
-                             f'keep this pool with the argument `where` of swap_pooling')
-        kernel, step, pad = geometry(ndim, kernel_size, stride, padding)
-        return soft_pool(input, kernel, step, pad, ceil_mode)
+            kernel, step, pad = _pairs(kernel_size, stride, padding)
+            if dilation == 1 and is_local(False, kernel, step, pad) and kernel != input.shape[-2:]:
+                return torch.ops.timm_softpool.soft_pool(input, kernel, step, pad, ceil_mode)
+            return F.max_pool2d(input, kernel, step, pad, [dilation] * 2, ceil_mode)
+        window = local_geometry(input, False, kernel_size, stride, padding)
+        if window is None or return_indices or dilation not in (1, (1,) * ndim):
+            return original_max(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return soft_pool(input, *window, ceil_mode)
 
     def avg_pool(input: Tensor, kernel_size: int, stride: Optional[int] = None, padding: int = 0,
                  ceil_mode: bool = False, count_include_pad: bool = True,
                  divisor_override: Optional[int] = None) -> Tensor:
         if torch.jit.is_scripting():
-            return _scripted(input, kernel_size, stride, padding, ceil_mode)
-        if divisor_override is not None:
-            raise ValueError(f'SoftPool has no divisor_override, got {divisor_override}; '
-                             f'keep this pool with the argument `where` of swap_pooling')
-        kernel, step, pad = geometry(ndim, kernel_size, stride, padding)
-        return soft_pool(input, kernel, step, pad, ceil_mode)
+            kernel, step, pad = _pairs(kernel_size, stride, padding)
+            if divisor_override is None and is_local(True, kernel, step, pad) and kernel != input.shape[-2:]:
+                return torch.ops.timm_softpool.soft_pool(input, kernel, step, pad, ceil_mode)
+            return F.avg_pool2d(input, kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
+        window = local_geometry(input, True, kernel_size, stride, padding)
+        if window is None or divisor_override is not None:
+            return original_avg(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        return soft_pool(input, *window, ceil_mode)
 
     return max_pool, avg_pool
+
+
+def _pairs(kernel_size: int, stride: Optional[int], padding: int) -> Tuple[List[int], List[int], List[int]]:
+    return [kernel_size] * 2, [kernel_size if stride is None else stride] * 2, [padding] * 2
 
 
 _SOFT_POOLS: dict[str, dict[str, Callable]] = {'max': {}, 'avg': {}}
@@ -78,30 +108,47 @@ for _ndim in (1, 2, 3):
     _SOFT_POOLS['max'][f'max_pool{_ndim}d'], _SOFT_POOLS['avg'][f'avg_pool{_ndim}d'] = _soft_pools(_ndim)
 
 
-def _pool_calls(cls: type, names: Collection[str]) -> dict[str, FunctionType]:
-    """The methods of `cls` and its bases in whose code one of `names` occurs."""
-    methods: dict[str, FunctionType] = {}
+def _names(code: CodeType) -> set[str]:
+    """The names of globals and attributes in a function's code, and in that of the functions inside it."""
+    return set(code.co_names).union(*[_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)])
+
+
+def _pool_calls(cls: type, pools: Collection[str]) -> tuple[dict[str, FunctionType], list[str]]:
+    """The methods of `cls` in whose code one of `pools` is named; and those that only ``super()`` reaches."""
+    calls: dict[str, FunctionType] = {}
+    shadowed = []
     for base in reversed(cls.__mro__[:cls.__mro__.index(nn.Module)]):
-        methods.update((name, value) for name, value in vars(base).items() if isinstance(value, FunctionType))
-    return {name: method for name, method in methods.items() if not set(names).isdisjoint(method.__code__.co_names)}
+        if base.__module__.startswith(_LIBRARIES):
+            continue
+        for name, method in vars(base).items():
+            if not isinstance(method, FunctionType):
+                continue
+            names = _names(method.__code__)
+            if calls.pop(name, None) and 'super' in names:
+                shadowed.append(f'super().{name}')
+            if not names.isdisjoint(pools):
+                calls[name] = method
+    return calls, shadowed
 
 
 @functools.cache
 def _soft_pool_class(cls: type, pools: tuple[str, ...]) -> tuple[type, list[str]]:
-    """A subclass of `cls` whose methods pool by SoftPool, and the methods whose calls could not be reached."""
+    """A subclass of `cls` whose methods pool by SoftPool, and the methods whose pools cannot be reached."""
     functions = {name: function for kind in pools for name, function in _SOFT_POOLS[kind].items()}
+    calls, hidden = _pool_calls(cls, functions)
+    if not calls:
+        return cls, hidden
     # TorchScript looks names up in modules only, so the stand-in for torch.nn.functional has to be one.
     shim = ModuleType('soft_pool_functional')
     vars(shim).update({**vars(F), **functions})
     namespace: dict[str, Any] = {}
-    hidden = []
-    for name, method in _pool_calls(cls, functions).items():
-        used: dict[str, Any] = {key: method.__globals__.get(key) for key in method.__code__.co_names}
-        changes: dict[str, Any] = {key: shim for key, value in used.items() if value is F}
-        changes.update((key, functions[key]) for key, value in used.items()
-                       if key in functions and value is getattr(F, key))
+    for name, method in calls.items():
+        known = {key: method.__globals__[key] for key in _names(method.__code__) if key in method.__globals__}
+        changes = {key: shim for key, value in known.items() if value is F}
+        changes |= {key: functions[key] for key, value in known.items()
+                    if key in functions and value is getattr(F, key)}
         if not changes:
-            hidden.append(f'{cls.__name__}.{name}')
+            hidden.append(name)
             continue
         rebound = FunctionType(method.__code__, {**method.__globals__, **changes}, name, method.__defaults__,
                                method.__closure__)
@@ -110,7 +157,7 @@ def _soft_pool_class(cls: type, pools: tuple[str, ...]) -> tuple[type, list[str]
         namespace[name] = rebound
     if not namespace:
         return cls, hidden
-    namespace['soft_pool_methods'] = tuple(namespace)
+    namespace['soft_pool_origin'] = cls, pools
     namespace['__module__'] = cls.__module__
     namespace['__reduce__'] = lambda self: (_rebuild, (cls, pools), self.__dict__)
     return type(cls)(cls.__name__, (cls,), namespace), hidden
@@ -119,11 +166,3 @@ def _soft_pool_class(cls: type, pools: tuple[str, ...]) -> tuple[type, list[str]
 def _rebuild(cls: type, pools: tuple[str, ...]) -> Any:
     swapped, _ = _soft_pool_class(cls, pools)
     return object.__new__(swapped)
-
-
-def _swap_calls(graph_module: fx.GraphModule, functions: dict[str, Callable]) -> None:
-    originals = {getattr(F, name): function for name, function in functions.items()}
-    for node in graph_module.graph.nodes:
-        if node.op == 'call_function':
-            node.target = originals.get(node.target, node.target)
-    graph_module.recompile()

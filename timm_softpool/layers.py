@@ -71,5 +71,9 @@ class SoftPool2dSame(SoftPool2d):
     The output has ``ceil(size / stride)`` cells on each axis, as that of timm's `MaxPool2dSame` and `AvgPool2dSame`.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.padding = (0, 0)  # the argument has no effect in timm's pools either
+
     def _pad(self, input: Tensor) -> Tensor:
         return pad_same(input, list(self.kernel_size), list(self.stride), value=-float('inf'))

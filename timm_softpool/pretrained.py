@@ -61,10 +61,10 @@ def pretrained_cfgs(name: str, base: PretrainedCfg) -> dict[str, PretrainedCfg]:
     for tag, entry in _MANIFEST['models'].get(name, {}).items():
         data = _MANIFEST['data'][entry['data']]
         fields = {key: tuple(value) if isinstance(value, list) else value
-                  for key, value in {**data.get('cfg', {}), **entry.get('cfg', {})}.items()}
+                  for key, value in {**data['cfg'], **entry.get('cfg', {})}.items()}
         cfgs[f'{name}.{tag}'] = replace(base, **{
-            **source, **fields, 'url': entry.get('url'), 'file': entry['file'], 'tag': tag, 'license': entry['license'],
-            'description': data['description']})
+            **source, 'tag': tag, 'description': data['description'], 'test_input_size': None, 'test_crop_pct': None,
+            **{key: entry.get(key) for key in ('url', 'file', 'license')}, **fields})
     return cfgs or {f'{name}.untrained': replace(base, **source, tag='untrained', description=None)}
 
 

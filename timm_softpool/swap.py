@@ -8,7 +8,7 @@ from typing import Any
 from timm.layers import AvgPool2dSame, create_pool2d
 from torch import nn
 
-from .functional_pools import swap_functional_pools
+from .functional_pools import is_local, swap_functional_pools
 from .layers import SoftPool1d, SoftPool2d, SoftPool2dSame, SoftPool3d
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def swap_pooling(model: nn.Module, *, pools: Collection[str] = ('max', 'avg'),
     replaced: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         kind, layer = _POOLS.get(type(module), ('', nn.Identity))
-        if kind not in pools or _is_trivial(kind, module) or where is not None and not where(name, module):
+        if kind not in pools or not _is_local(kind, module) or where is not None and not where(name, module):
             continue
         if reason := _obstacle(module):
             _logger.warning('%s: %s left as it is: SoftPool has no %s', name, module, reason)
@@ -78,15 +78,11 @@ def swap_pooling(model: nn.Module, *, pools: Collection[str] = ('max', 'avg'),
     return model
 
 
-def _is_trivial(kind: str, pool: Any) -> bool:
-    """Whether a pool is the identity on its cells, or a global one in a local one's clothes."""
-    kernel_size, stride, padding = (
-        (size,) if isinstance(size, int) else tuple(size) for size in (pool.kernel_size, pool.stride, pool.padding))
-    if set(kernel_size) == {1}:
-        return True
-    if kind == 'max' or isinstance(pool, AvgPool2dSame) or any(padding):
-        return False
-    return set(stride) == {1} or (min(kernel_size[-2:]) >= 7 and stride == kernel_size)
+def _is_local(kind: str, pool: Any) -> bool:
+    geometry = [[size] if isinstance(size, int) else list(size)
+                for size in (pool.kernel_size, pool.stride, pool.padding)]
+    # The padding of a 'same' pool is not in its attributes.
+    return is_local(kind == 'avg' and type(pool) is not AvgPool2dSame, *geometry)
 
 
 def _obstacle(pool: Any) -> str:
@@ -104,4 +100,4 @@ def soft_pools(model: nn.Module) -> dict[str, nn.Module]:
     """Where `model` pools by SoftPool: its SoftPool layers, and the modules whose functional pools were swapped."""
     layers = tuple({layer for _, layer in _POOLS.values()})
     return {name: module for name, module in model.named_modules()
-            if isinstance(module, layers) or hasattr(module, 'soft_pool_methods')}
+            if isinstance(module, layers) or hasattr(module, 'soft_pool_origin')}

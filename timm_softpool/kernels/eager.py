@@ -3,12 +3,13 @@ from __future__ import annotations
 
 from functools import reduce
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .window import Window, memory_format
+from .window import Window, like
 
 
 def missing() -> str:
@@ -23,7 +24,7 @@ def forward(input: Tensor, window: Window, output_size: list[int]) -> Tensor:
     """See `functional.soft_pool2d`; half precision is accumulated in float32."""
     taps = _taps(_pad(input, window.margins(input, output_size)), window, output_size)
     shift, _, mean = _statistics(taps)
-    return mean.add_(shift).to(input.dtype, memory_format=memory_format(input))
+    return like(mean.add_(shift), input)
 
 
 def backward(grad_output: Tensor, input: Tensor, window: Window, output_size: list[int],
@@ -33,13 +34,13 @@ def backward(grad_output: Tensor, input: Tensor, window: Window, output_size: li
     padded = _pad(input, margins)
     taps = _taps(padded, window, output_size)
     shift, total, mean = _statistics(taps)
-    scale = grad_output / total
+    scale = (grad_output / total).masked_fill_(~shift.isfinite(), 0)
     grad = torch.zeros_like(padded, dtype=total.dtype)
     for tap, grad_tap in zip(taps, _taps(grad, window, output_size)):
         x = _centred(tap, shift)
         weight = x.exp().mul_(scale)
         grad_tap += weight if detach_weights else x.sub_(mean).add_(1).mul_(weight)
-    return _pad(grad, [-margin for margin in margins], 0).to(input.dtype, memory_format=memory_format(input))
+    return like(_pad(grad, [-margin for margin in margins], 0), input)
 
 
 def _pad(x: Tensor, margins: list[int], value: float = -torch.inf) -> Tensor:
@@ -48,10 +49,11 @@ def _pad(x: Tensor, margins: list[int], value: float = -torch.inf) -> Tensor:
 
 def _taps(padded: Tensor, window: Window, output_size: list[int]) -> list[Tensor]:
     """For each cell of the window: the values that the windows of all outputs have there, a view of `padded`."""
-    ends = [stride * (out - 1) + 1 for stride, out in zip(window.stride, output_size)]
-    return [padded[(..., *[slice(start, start + end, stride)
-                           for start, end, stride in zip(offset, ends, window.stride)])]
-            for offset in product(*[range(kernel) for kernel in window.kernel_size])]
+    def tap(offset: tuple[int, ...]) -> Any:
+        return ..., *(slice(start, start + stride * (out - 1) + 1, stride)
+                      for start, stride, out in zip(offset, window.stride, output_size))
+
+    return [padded[tap(offset)] for offset in product(*map(range, window.kernel_size))]
 
 
 def _centred(tap: Tensor, shift: Tensor) -> Tensor:

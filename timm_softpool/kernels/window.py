@@ -71,6 +71,11 @@ class Window(NamedTuple):
         return margins[::-1]
 
 
+def like(result: Tensor, input: Tensor) -> Tensor:
+    """`result` in the dtype and memory format that the pool of `input` has."""
+    return result.to(input.dtype).contiguous(memory_format=memory_format(input))
+
+
 def memory_format(input: Tensor) -> torch.memory_format:
     """The format in which `max_pool*` returns its output: channels_last for input whose channels lie side by side."""
     if input.dim() in (4, 5) and input.stride(1) == 1 and not input.is_contiguous():

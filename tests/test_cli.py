@@ -1,0 +1,365 @@
+"""The commands ``timm-softpool`` and ``python -m timm_softpool.run``, as their user sees them."""
+import json
+import math
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+from timm_softpool import cli, list_models, run
+from timm_softpool.cli import DEFAULT_MODEL, class_names, main
+from timm_softpool.pretrained import PUBLISHED, file_hash, write_safetensors
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the command, which has to succeed in silence on stderr, and returns the lines that it prints."""
+    def call(*arguments):
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert (status, err) == (0, '')
+        return out.splitlines()
+    return call
+
+
+@pytest.fixture
+def failure(capsys):
+    """Runs the command, which has to fail with status 2 and without a result, and returns what it says."""
+    def call(*arguments):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            status = exit.code
+        out, err = capsys.readouterr()
+        assert (status, out) == (2, '')
+        return err
+    return call
+
+
+@pytest.fixture(scope='module')
+def weights_folder(tmp_path_factory):
+    """A folder with weights of the default model: class 3 has the logit 4, class 1 the logit 3, and all others 0."""
+    cfg = timm.get_pretrained_cfg(DEFAULT_MODEL)
+    tensors = timm.create_model(DEFAULT_MODEL, num_classes=cfg.num_classes).state_dict()
+    tensors['fc.weight'].zero_()
+    tensors['fc.bias'].zero_()
+    tensors['fc.bias'][3], tensors['fc.bias'][1] = 4, 3
+    folder = tmp_path_factory.mktemp('weights')
+    write_safetensors(tensors, folder / cfg.file)
+    return folder
+
+
+@pytest.fixture
+def weights(weights_folder, monkeypatch):
+    """Publishes these weights as the default ones."""
+    cfg = timm.get_pretrained_cfg(DEFAULT_MODEL)
+    name = f'{DEFAULT_MODEL}.{cfg.tag}'
+    monkeypatch.setitem(PUBLISHED, name, {**PUBLISHED[name], 'sha256': file_hash(weights_folder / cfg.file)})
+    monkeypatch.setenv('TIMM_SOFTPOOL_WEIGHTS', str(weights_folder))
+
+
+@pytest.fixture
+def no_weights(tmp_path, monkeypatch):
+    """Weights that are neither here nor to be downloaded."""
+    def fail(*_, **__):
+        raise OSError('no route to host')
+
+    monkeypatch.setenv('TIMM_SOFTPOOL_WEIGHTS', str(tmp_path))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    monkeypatch.setattr('timm_softpool.pretrained._FOLDER', tmp_path)
+    monkeypatch.setattr('torch.hub.urlopen', fail)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / 'image.png'
+    Image.effect_noise((80, 60), 90).save(path)
+    return path
+
+
+# models
+
+def test_models_lists_each_model_once_with_the_tags_of_its_weights(command):
+    lines = command('models')
+    assert [line.split()[0] for line in lines] == list_models()
+    line, = [line for line in lines if line.startswith('densenet169_softpool')]
+    assert line == 'densenet169_softpool  (stergiou_in1k)'
+    assert 'inception_v3_softpool' in lines
+
+
+@pytest.mark.parametrize('pattern', ['vgg*', 'resnet18_softpool', '*net1?_*'])
+def test_models_takes_a_wildcard(pattern, command):
+    assert [line.split()[0] for line in command('models', pattern)] == list_models(pattern)
+
+
+@pytest.mark.parametrize(('pattern', 'nearest'), [('resnet81_softpool', 'resnet18_softpool'), ('xyzzy*', None)])
+def test_models_says_that_nothing_matches_and_what_is_near(pattern, nearest, failure):
+    message = failure('models', pattern)
+    assert f'no model matches {pattern!r}' in message
+    assert ('did you mean' in message) == bool(nearest)
+    assert (nearest or '') in message
+
+
+# info
+
+def test_info_tells_the_size_the_cost_the_pools_and_the_weights(command):
+    lines = command('info', 'resnet50_softpool.stergiou_in1k')
+    assert lines[0].startswith('resnet50_softpool.stergiou_in1k: 25.56 M parameters, ')
+    assert re.search(r'\d\.\d+ GMAC at 3x299x299 ', lines[0])
+    assert lines[1:3] == ['SoftPool in 1 place:',
+                          '  maxpool: SoftPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))']
+    assert lines[3:] == ['Weights:', '  resnet50_softpool.stergiou_in1k: not measured here; not stated by the authors']
+
+
+def test_info_counts_what_fvcore_counts(command):
+    flop_count = pytest.importorskip('fvcore.nn').FlopCountAnalysis
+    model = timm.create_model('test_resnet_softpool').eval()
+    size = model.pretrained_cfg['input_size']
+    analysis = flop_count(model, torch.zeros(1, *size)).unsupported_ops_warnings(False)
+    counted = analysis.by_operator()
+    macs = sum(counted[name] for name in ('conv', 'linear', 'soft_pool'))
+    assert cli.count_macs(model, size) == macs
+    assert f' {macs / 1e9:.3f} GMAC at ' in command('info', 'test_resnet_softpool')[0]
+
+
+@pytest.mark.parametrize(('name', 'kinds'), [
+    ('test_resnet_softpool', {'SoftPool2d'}), ('inception_v3_softpool', {'SoftPool2d', 'functional'}),
+    ('nest_tiny_jx_softpool', {'SoftPool2dSame'}), ('nextvit_small_softpool', {'SoftPool1d', 'SoftPool2d'})])
+def test_info_names_each_pool_and_its_kind(name, kinds, command):
+    lines = command('info', name)
+    pools = [re.fullmatch(r'  ([\w.]+): (\w+).*', line) for line in lines[2:-1]]
+    assert lines[1] == f'SoftPool in {len(pools)} places:'
+    assert {pool[2] for pool in pools} == kinds
+    assert lines[-1] == 'Weights: none published'
+
+
+def test_info_shows_what_was_measured(command, monkeypatch):
+    entry = {'file': 'x', 'license': 'MIT', 'metrics': {'top1': 61.2, 'top5': 83.4}}
+    monkeypatch.setitem(PUBLISHED, 'test_resnet_softpool.unit', entry)
+    assert command('info', 'test_resnet_softpool')[-1] == '  test_resnet_softpool.unit: top1 61.2, top5 83.4; MIT'
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('resnet19_softpool', "unknown model 'resnet19_softpool'; did you mean resnet1"),
+    ('resnet18_softpol', "unknown model 'resnet18_softpol'; did you mean resnet18_softpool or "),
+    ('xyzzy', "unknown model 'xyzzy'\n"),
+    ('resnet18_softpool.nobody', 'resnet18_softpool.nobody: Invalid pretrained tag (nobody)'),
+    ('local-dir:/nowhere', 'nowhere'),
+    ('https://example.org', 'https'),
+    ('somebody/resnet18', 'somebody/resnet18'),
+])
+def test_info_of_a_model_that_is_not_there_is_a_clear_error(name, message, failure):
+    assert message in failure('info', name)
+
+
+# predict
+
+@pytest.mark.usefixtures('weights')
+def test_predict_prints_the_most_probable_classes_of_an_image(image, command):
+    lines = command('predict', image)
+    count = timm.get_pretrained_cfg(DEFAULT_MODEL).num_classes
+    total = math.exp(4) + math.exp(3) + count - 2
+    assert lines[0] == str(image)
+    assert len(lines) == 1 + 5
+    assert lines[1].startswith(f'  {math.exp(4) / total:6.1%}  ')
+    assert lines[2].startswith(f'  {math.exp(3) / total:6.1%}  ')
+
+
+@pytest.mark.usefixtures('weights')
+def test_predict_prints_json_for_programs(image, command):
+    first, second = json.loads('\n'.join(command('predict', '--json', '--topk', 2, image, image)))
+    assert first == second
+    assert first['image'] == str(image)
+    assert [row['index'] for row in first['classes']] == [3, 1]
+    for row in first['classes']:
+        assert set(row) == {'index', 'name', 'probability'}
+        assert 0 <= row['probability'] <= 1
+        assert row['name'] and isinstance(row['name'], str)
+
+
+@pytest.mark.usefixtures('weights')
+@pytest.mark.parametrize('topk', [7, 10**6])
+def test_topk_is_the_number_of_classes_as_far_as_there_are_so_many(topk, image, command):
+    result, = json.loads('\n'.join(command('predict', '--json', '--topk', topk, image)))
+    classes = result['classes']
+    assert len(classes) == min(topk, timm.get_pretrained_cfg(DEFAULT_MODEL).num_classes)
+    assert [row['probability'] for row in classes] == sorted((row['probability'] for row in classes), reverse=True)
+
+
+@pytest.mark.usefixtures('weights')
+def test_predict_takes_images_of_any_mode_one_after_the_other(tmp_path, command):
+    paths = [tmp_path / f'{mode}.png' for mode in ('L', 'RGB', 'RGBA', 'P', '1', 'I;16')]
+    for path in paths:
+        Image.new(path.stem, (40, 50)).save(path)
+    assert command('predict', '--topk', 1, *paths)[::2] == list(map(str, paths))
+
+
+@pytest.mark.parametrize('labels', [None, ['cat', 'dog', 'bird'], ['n01443537', 'cat', 'n01629819']],
+                         ids=['none', 'words', 'some of ImageNet'])
+def test_predict_takes_a_model_from_a_folder_and_its_labels(labels, image, tmp_path, command):
+    model = timm.create_model('test_resnet_softpool', num_classes=3)
+    save_for_hf(model, tmp_path / 'own', model_config=dict(label_names=labels) if labels else None)
+    lines = command('predict', '--model', f'local-dir:{tmp_path / "own"}', image)
+    names = {line.split('  ')[-1] for line in lines[1:]}
+    assert len(names) == 3
+    assert names >= {label for label in labels or ['class 0', 'class 1', 'class 2'] if not label.startswith('n0')}
+
+
+@pytest.mark.parametrize('topk', [0, -1])
+def test_a_topk_below_one_is_refused_before_any_work(topk, failure):
+    assert f'--topk must be at least 1, got {topk}' in failure('predict', '--topk', topk, 'nothing.png')
+
+
+@pytest.mark.parametrize(('content', 'message'), [
+    (None, 'no such file'),
+    (lambda png: png[:len(png) // 2], 'truncated'),
+    (lambda png: png[:10], 'cannot identify image file'),
+    (lambda png: b'no picture', 'cannot identify image file'),
+    (lambda png: b'', 'cannot identify image file'),
+], ids=['missing', 'truncated', 'hardly begun', 'text', 'empty'])
+def test_an_image_that_cannot_be_read_is_named_with_the_reason(content, message, image, failure):
+    png = image.read_bytes()
+    image.unlink()
+    if content:
+        image.write_bytes(content(png))
+    text = failure('predict', image)
+    assert text.startswith(f'timm-softpool: error: cannot read the image {image}: ')
+    assert message in text
+
+
+def test_a_folder_is_no_image(tmp_path, failure):
+    assert f'cannot read the image {tmp_path}: ' in failure('predict', tmp_path)
+
+
+def test_an_image_beyond_the_limit_of_pillow_is_named(image, failure, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert f'cannot read the image {image}: ' in failure('predict', image)
+
+
+@pytest.mark.usefixtures('weights')
+def test_one_bad_image_among_good_ones_is_an_error_without_a_result(image, tmp_path, failure):
+    assert 'nothing.png' in failure('predict', image, tmp_path / 'nothing.png')
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('inception_v3_softpool', 'No pretrained weights exist for inception_v3_softpool'),
+    ('resnet18_softpol', 'did you mean resnet18_softpool'),
+])
+def test_predict_with_a_model_that_cannot_is_a_clear_error(name, message, image, failure):
+    assert message in failure('predict', '--model', name, image)
+
+
+@pytest.mark.usefixtures('no_weights')
+def test_weights_out_of_reach_are_a_clear_error(image, failure, tmp_path):
+    message = failure('predict', '--model', 'resnet34_softpool.stergiou_in1k', image)
+    assert 'resnet34_softpool-stergiou_in1k.safetensors' in message
+    assert str(tmp_path) in message
+    assert 'Traceback' not in message
+
+
+@pytest.mark.usefixtures('weights')
+def test_damaged_weights_are_a_clear_error(image, failure, tmp_path, monkeypatch):
+    monkeypatch.setenv('TIMM_SOFTPOOL_WEIGHTS', str(tmp_path))
+    path = tmp_path / timm.get_pretrained_cfg(DEFAULT_MODEL).file
+    path.write_bytes(b'damaged')
+    assert f'{path} is damaged' in failure('predict', image)
+
+
+# Names of classes
+
+@pytest.mark.parametrize(('cfg', 'count', 'index', 'name'), [
+    ({}, 1000, 3, 'tiger shark'),
+    ({}, 3, 2, 'class 2'),
+    ({'label_names': ['n01443537', 'n01629819']}, 2, 0, 'goldfish'),
+    ({'label_names': ('cat', 'dog')}, 2, 1, 'dog'),
+], ids=['ImageNet', 'unknown', 'labels of ImageNet', 'own labels'])
+def test_class_names_are_readable(cfg, count, index, name):
+    names = class_names(SimpleNamespace(pretrained_cfg=cfg, num_classes=count))
+    assert len(names) == count
+    assert names[index].startswith(name)
+
+
+# The command line itself
+
+@pytest.mark.parametrize('arguments', [[], ['predict'], ['info'], ['train'], ['predict', '--topk', 'many', 'x.png']],
+                         ids=' '.join)
+def test_a_command_line_that_is_none_shows_the_usage(arguments, failure):
+    assert failure(*arguments).startswith('usage: timm-softpool')
+
+
+@pytest.mark.parametrize('arguments', [['--help'], ['models', '--help'], ['info', '--help'], ['predict', '--help']],
+                         ids=' '.join)
+def test_help_succeeds(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 0
+    assert 'usage: timm-softpool' in capsys.readouterr().out
+
+
+# python -m timm_softpool.run
+
+SCRIPT = '''
+import json, sys
+import neighbour
+import timm
+print(json.dumps([__name__, sys.argv, timm.is_model('resnet18_softpool'), neighbour.value]))
+'''
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / 'neighbour.py').write_text('value = 7\n')
+    path = tmp_path / 'script_of_timm.py'
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """``run.main`` for some arguments, and ``sys`` as it was thereafter."""
+    def call(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['run.py', *map(str, arguments)])
+        monkeypatch.setattr(sys, 'path', list(sys.path))
+        monkeypatch.delitem(sys.modules, 'neighbour', raising=False)
+        run.main()
+    return call
+
+
+def test_a_script_sees_our_models_its_arguments_and_its_neighbours(script):
+    process = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'timm_softpool.run', str(script), '--model', 'a b', '-x'],
+        capture_output=True, text=True, cwd='/')
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == ['__main__', [str(script), '--model', 'a b', '-x'], True, 7]
+
+
+def test_a_module_sees_our_models_and_its_arguments(script, launch, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(script.parent)
+    launch('-m', 'script_of_timm', '--lr', '0.1')
+    assert json.loads(capsys.readouterr().out) == ['__main__', [str(script), '--lr', '0.1'], True, 7]
+
+
+def test_the_exit_status_of_a_script_is_passed_on(tmp_path, launch):
+    (tmp_path / 'fails.py').write_text('import sys; sys.exit(3)')
+    with pytest.raises(SystemExit) as exit:
+        launch(tmp_path / 'fails.py')
+    assert exit.value.code == 3
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['nothing.py'], 'there is no script nothing.py'), ([], 'python -m timm_softpool.run SCRIPT'),
+    (['-m'], 'python -m timm_softpool.run SCRIPT')], ids=['missing', 'none', 'no module'])
+def test_a_script_that_is_not_there_is_a_clear_error(arguments, message, launch):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        launch(*arguments)
+
+
+def test_a_module_that_is_not_there_is_named(launch):
+    with pytest.raises(ImportError, match='module_of_nobody'):
+        launch('-m', 'module_of_nobody')

@@ -1,0 +1,28 @@
+"""What the documents and the demo show works."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = [(page.name, block) for page in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+            for block in re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL)]
+
+
+@pytest.mark.parametrize('block', [block for _, block in EXAMPLES], ids=[page for page, _ in EXAMPLES])
+def test_an_example_of_the_documents_runs(block):
+    exec(compile(block, 'example', 'exec'), {})
+
+
+def test_the_demo_names_what_it_sees_and_draws_the_comparison(tmp_path):
+    run = subprocess.run([sys.executable, ROOT / 'examples' / 'demo.py', '--output', tmp_path],
+                         capture_output=True, text=True, check=True)
+    assert len(re.findall(r'^ +\d+\.\d%  \w', run.stdout, re.MULTILINE)) == 10, 'five classes for each of two photographs'
+    table = re.findall(r'^(\w+) +(\w+) +(0\.\d{4}) +(\d+\.\d{2})$', run.stdout, re.MULTILINE)
+    scores = {(photograph, pooling): float(ssim) for photograph, pooling, ssim, _ in table}
+    for photograph in ('chelsea', 'coffee'):
+        assert scores[photograph, 'SoftPool'] > scores[photograph, 'maximum']
+    assert Image.open(tmp_path / 'comparison.png').size == (4 * 392, 2 * 412)

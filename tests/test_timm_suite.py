@@ -1,0 +1,73 @@
+"""timm's own tests pass for our models, and its scripts run with them."""
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm
+
+from timm_softpool.models import softpool_paper, softpool_twins
+
+FAMILIES = {'the paper': softpool_paper.ARCHITECTURES,
+            **{family: names.split() for family, names in softpool_twins.ARCHITECTURES.items()}}
+# One small model of each family of timm, and two of the paper.
+SMALL = [f'{name}_softpool' for name in '''
+    resnet18 densenet121
+    halonet_h1 test_byobnet cspresnext50 densenetblur121d dla46x_c dpn48b gcvit_xxtiny hgnet_tiny hieradet_small
+    inception_resnet_v2 inception_v3 inception_v4 test_coatnet mobilenetv4_conv_aa_medium mvitv2_tiny nasnetalarge
+    nest_tiny nextvit_small test_nfnet pnasnet5large regnetv_064 res2next50 resnest14d test_resnet resnetv2_18
+    legacy_seresnet18 skresnet18 tresnet_m vgg11 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224
+    ese_vovnet19b_slim_dw legacy_xception
+'''.split()]
+
+
+@pytest.fixture(scope='session')
+def timm_source(pytestconfig) -> Path:
+    """The folder of timm's tests and scripts, out of the source distribution of the installed version."""
+    folder = Path(pytestconfig.cache.mkdir('timm')) / timm.__version__
+    if not folder.is_dir():
+        download = folder.with_suffix('.download')
+        subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-binary', 'timm',
+                        '--dest', download, f'timm=={timm.__version__}'], check=True)
+        with tarfile.open(download / f'timm-{timm.__version__}.tar.gz') as archive:
+            # Not timm itself: it would be imported from there, not from where it is installed.
+            members = [member for member in archive.getmembers() if '/tests/' in member.name
+                       or member.name.count('/') == 1 and member.name.endswith('.py')]
+            archive.extractall(download, members, filter='data')
+        (download / f'timm-{timm.__version__}').rename(folder)
+    return folder
+
+
+def run_suite(timm_source: Path, names: list[str]) -> None:
+    here = Path(__file__).parent
+    environment = {**os.environ, 'SOFTPOOL_SUITE': ','.join(names), 'PYTHONPATH': str(here), 'OMP_NUM_THREADS': '1'}
+    run = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-p', 'timm_suite_plugin', '-p', 'no:cacheprovider', '-c', os.devnull,
+         f'--rootdir={timm_source}', '-n', '2', '-q', '-W', 'ignore', timm_source / 'tests' / 'test_models.py'],
+        env=environment, cwd=timm_source, capture_output=True, text=True)
+    passed = re.search(r'(\d+) passed', run.stdout)
+    assert run.returncode == 0 and passed, run.stdout[-6000:] + run.stderr[-2000:]
+    assert int(passed[1]) >= 6 * len(names), run.stdout[-2000:]
+    print(run.stdout.splitlines()[-1])
+
+
+def test_timms_suite_passes_for_a_small_model_of_every_family(timm_source):
+    run_suite(timm_source, SMALL)
+
+
+@pytest.mark.all_models
+@pytest.mark.parametrize('family', FAMILIES)
+def test_timms_suite_passes_for_every_model(timm_source, family):
+    run_suite(timm_source, [f'{name}_softpool' for name in FAMILIES[family]])
+
+
+def test_timms_benchmark_script_counts_soft_pool(timm_source):
+    run = subprocess.run(
+        [sys.executable, '-m', 'timm_softpool.run', timm_source / 'benchmark.py', '--model', 'vgg11_softpool',
+         '--bench', 'profile', '--device', 'cpu', '--img-size', '32'],
+        capture_output=True, text=True, check=True)
+    assert 'vgg11_softpool' in run.stdout
+    assert 'timm_softpool::soft_pool' not in run.stdout + run.stderr, 'fvcore calls the operator unsupported'

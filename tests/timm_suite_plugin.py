@@ -1,0 +1,52 @@
+"""A pytest plug-in that points timm's own tests/test_models.py, unmodified, at our models.
+
+Loaded with ``-p``, before that file is imported: the file asks timm for lists of names when it is imported, and gets
+the names in ``$SOFTPOOL_SUITE`` (comma-separated, ``*`` for all).
+"""
+import os
+
+import timm
+
+from timm_softpool import list_models as our_models
+from timm_softpool.pretrained import PUBLISHED
+
+wanted = os.environ['SOFTPOOL_SUITE']
+SELECTED = set(our_models() if wanted == '*' else wanted.split(','))
+assert set(our_models()) >= SELECTED, f'not registered: {SELECTED - set(our_models())}'
+
+_list_models = timm.list_models
+
+
+def architecture(name):
+    return name.split('.')[0]
+
+
+def list_models(filter='', module='', **kwargs):
+    names = [name for name in _list_models(filter=filter, **kwargs) if architecture(name) in SELECTED]
+    if not module:
+        return names
+    bases = set(_list_models(module=module))
+    return [name for name in names if architecture(name).removesuffix('_softpool') in bases]
+
+
+def list_pretrained(filter='', exclude_filters=''):
+    """The weights that can be loaded without a network."""
+    names = list_models(filter, pretrained=True, exclude_filters=exclude_filters, include_tags=True)
+    return [name for name in names if 'sha256' in PUBLISHED[name]]
+
+
+timm.list_models = list_models
+timm.list_pretrained = list_pretrained
+
+
+def pytest_configure(config):
+    for marker in 'base forward backward cfg cfg_nonstd torchscript features fxforward fxbackward timeout'.split():
+        config.addinivalue_line('markers', f'{marker}: used by timm')
+
+
+def pytest_collection_modifyitems(config, items):
+    """Drop the tests that timm runs for fixed models of its own, and those left without a model."""
+    keep = [item for item in items if getattr(item, 'callspec', None)
+            and architecture(str(item.callspec.params.get('model_name', ''))) in SELECTED]
+    config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+    items[:] = keep
