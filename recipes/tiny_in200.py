@@ -105,7 +105,8 @@ def publish(model: torch.nn.Module, val: Dataset, args: argparse.Namespace, devi
     model.load_state_dict(weights)
     metrics = validate(model, val, EVAL_SIZE, args, device, amp=False)
     options = ' '.join(f'--{key.replace("_", "-")} {" ".join(map(str, value)) if isinstance(value, list) else value}'
-                       for key, value in vars(args).items() if key not in ('data', 'output', 'workers', 'device'))
+                       for key, value in vars(args).items()
+                       if key not in ('data', 'output', 'workers', 'device') and value is not None)
     print(f"""
 [models.{args.model}.{TAG}]
 file = "{path.name}"
@@ -125,14 +126,20 @@ def main() -> None:
     parser.add_argument('--sizes', type=int, nargs='+', default=[40, 48, 56], help='image sizes, first to last')
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--lr', type=float, default=0.3)
+    parser.add_argument('--warmup-epochs', type=int, default=1)
+    parser.add_argument('--init', type=Path, help='checkpoint (last.pt) of another run whose weights to start from')
     parser.add_argument('--weight-decay', type=float, default=3e-4)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
 
+    shards = sorted(args.data.glob('train-*.parquet'))
+    if not shards:
+        parser.error(f'--data: there is no train-*.parquet in {args.data}')
+
     device = torch.device(args.device)
-    train = ParquetImages(*sorted(args.data.glob('train-*.parquet')))
+    train = ParquetImages(*shards)
     val = ParquetImages(args.data / 'val.parquet')
     torch.manual_seed(args.seed)
     model = timm.create_model(args.model, num_classes=NUM_CLASSES).to(device, memory_format=torch.channels_last)
@@ -140,10 +147,12 @@ def main() -> None:
     optimizer = create_optimizer_v2(model, opt='sgd', lr=args.lr, weight_decay=args.weight_decay, momentum=0.9)
     steps = len(train) // args.batch_size
     scheduler, _ = create_scheduler_v2(
-        optimizer, 'cosine', num_epochs=args.epochs, warmup_epochs=1, warmup_lr=args.lr / 10, min_lr=args.lr / 1000,
-        step_on_epochs=False, updates_per_epoch=steps)
+        optimizer, 'cosine', num_epochs=args.epochs, warmup_epochs=args.warmup_epochs, warmup_lr=args.lr / 10,
+        min_lr=args.lr / 1000, step_on_epochs=False, updates_per_epoch=steps)
 
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.init:
+        model.load_state_dict(torch.load(args.init, map_location=device, weights_only=True)['model'])
     last = args.output / 'last.pt'
     first_epoch = 0
     if last.exists():

@@ -20,7 +20,8 @@ def test_an_example_of_the_documents_runs(block):
 def test_the_demo_names_what_it_sees_and_draws_the_comparison(tmp_path):
     run = subprocess.run([sys.executable, ROOT / 'examples' / 'demo.py', '--output', tmp_path],
                          capture_output=True, text=True, check=True)
-    assert len(re.findall(r'^ +\d+\.\d%  \w', run.stdout, re.MULTILINE)) == 10, 'five classes for each of two photographs'
+    classes = re.findall(r'^ +\d+\.\d%  \w', run.stdout, re.MULTILINE)
+    assert len(classes) == 10, 'five for each of two photographs'
     table = re.findall(r'^(\w+) +(\w+) +(0\.\d{4}) +(\d+\.\d{2})$', run.stdout, re.MULTILINE)
     scores = {(photograph, pooling): float(ssim) for photograph, pooling, ssim, _ in table}
     for photograph in ('chelsea', 'coffee'):

@@ -207,6 +207,18 @@ def test_the_training_flag_of_a_pool_is_kept(training):
     assert swap_pooling(model).pool.training is training
 
 
+@pytest.mark.parametrize('register', [nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook])
+def test_hooks_on_a_pool_are_still_called_and_can_still_be_removed(register):
+    calls = []
+    model = Net()
+    handle = register(model.pool, lambda *_: calls.append('called'))
+    swap_pooling(model)
+    model(torch.rand(2, 3, 16, 16))
+    handle.remove()
+    model(torch.rand(2, 3, 16, 16))
+    assert calls == ['called']
+
+
 def test_names_of_tensors_stay_and_a_checkpoint_of_the_plain_model_loads():
     plain, model = Net(), swap_pooling(Net())
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -347,6 +359,13 @@ def test_a_functional_pool_becomes_soft_pool(cls, log):
     assert record.levelname == 'INFO'
     assert record.message.startswith('stem: ')
     assert cls.__name__ in record.message
+
+
+@pytest.mark.parametrize('create', [lambda: nn.MaxPool2d(2), Call, lambda: torch.fx.symbolic_trace(Call())],
+                         ids=['layer', 'module', 'graph'])
+def test_a_max_pool_becomes_soft_pool_on_a_map_as_small_as_its_window_too(create):
+    x = torch.randn(2, 3, 2, 2)
+    assert torch.equal(swap_pooling(create())(x), soft_pool2d(x, 2))
 
 
 @pytest.mark.parametrize('cls', [CallThroughSuper, CallsHereAndThroughSuper, CallInLambda, CallInComprehension,
@@ -508,11 +527,22 @@ def test_a_network_with_functional_pools_survives(road, inception):
     torch.testing.assert_close(road(inception)(input), inception(input))
 
 
-@pytest.mark.parametrize('shape', [(3, 8, 6), (2, 3, 8, 6)], ids=['unbatched', 'batched'])
-@pytest.mark.parametrize('cls', [Call, CallWithKeywords, CallOfImportedName])
-def test_a_functional_pool_is_the_same_in_torchscript(cls, shape):
-    x = torch.randn(shape)
-    assert torch.equal(torch.jit.script(swap_pooling(cls()))(x), soft_pool2d(x, 2))
+class CallOfMaxPool1d(nn.Module):
+    def forward(self, x):
+        return F.max_pool1d(x, 2)
+
+
+class CallOfAvgPool3d(nn.Module):
+    def forward(self, x):
+        return F.avg_pool3d(x, 2)
+
+
+@pytest.mark.parametrize('batch', [(), (2,)], ids=['unbatched', 'batched'])
+@pytest.mark.parametrize(('cls', 'ndim'), [(Call, 2), (CallWithKeywords, 2), (CallOfImportedName, 2),
+                                           (CallOfMaxPool1d, 1), (CallOfAvgPool3d, 3)])
+def test_a_functional_pool_is_the_same_in_torchscript(cls, ndim, batch):
+    x = torch.randn(*batch, 4, *(4, 8, 6)[:ndim])
+    assert torch.equal(torch.jit.script(swap_pooling(cls()))(x), POOLS[ndim](x, 2))
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
-"""The names of PyTorch that are not public and that have no public counterpart, in one place."""
+"""What of PyTorch is not public and has no public counterpart, in one place."""
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch._jit_internal import BroadcastingList2 as BroadcastingList2  # how TorchScript spells int | list[int]
 from torch.autograd import forward_ad
 
 for _owner, _name in ((torch._C, '_are_functorch_transforms_active'), (forward_ad, '_current_level')):
@@ -13,3 +15,8 @@ functorch_active = torch._C._are_functorch_transforms_active
 
 def forward_ad_active() -> bool:
     return forward_ad._current_level >= 0
+
+
+def move_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Register the hooks of ``source`` on ``target``; the handles to remove them keep working."""
+    vars(target).update({name: value for name, value in vars(source).items() if 'hook' in name})

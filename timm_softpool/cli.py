@@ -75,7 +75,7 @@ def describe(arguments: argparse.Namespace) -> None:
     pools = timm_softpool.soft_pools(model)
     print(f'SoftPool in {len(pools)} place{"s" * (len(pools) != 1)}:')
     for name, pool in pools.items():
-        print(f'  {name}: {pool if isinstance(pool, timm_softpool.SoftPool2d) else "functional pools"}')
+        print(f'  {name}: {"functional pools" if hasattr(pool, "soft_pool_origin") else pool}')
     weights = {key: entry for key, entry in PUBLISHED.items() if key.split('.')[0] == arguments.name.split('.')[0]}
     print('Weights:' if weights else 'Weights: none published')
     for key, entry in weights.items():
@@ -122,8 +122,10 @@ def class_names(model: Any) -> list[str]:
     """A readable name for each output of ``model``: ImageNet's, as far as timm knows the classes, or the index."""
     cfg, count = model.pretrained_cfg, model.num_classes
     if labels := cfg.get('label_names'):
-        info = ImageNetInfo('imagenet22k')
-        return [info.label_name_to_description(label) for label in labels]
+        synsets = ImageNetInfo('imagenet22k')
+        known, own = set(synsets.label_names()), cfg.get('label_descriptions') or {}
+        return [own.get(label) or (synsets.label_name_to_description(label) if label in known else label)
+                for label in labels]
     if subset := infer_imagenet_subset(model):
         info = ImageNetInfo(subset)
         return [info.index_to_description(index) for index in range(count)]
@@ -148,7 +150,7 @@ def _nearest(name: str) -> str:
 def _read_image(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert('RGB')
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = 'no such file' if isinstance(error, FileNotFoundError) else str(error)
         raise UserError(f'cannot read the image {path}: {reason}') from error
 

@@ -63,19 +63,25 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, teach: Callable[[ModuleType], None]) -> None:
         self.name = name
         self.teach = teach
+        self.is_looking = False
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != self.name:
+        if fullname != self.name or self.is_looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.is_looking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.is_looking = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def execute_and_teach(module: ModuleType) -> None:
             execute(module)
-            self.teach(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self.teach(module)
 
         spec.loader.exec_module = execute_and_teach  # type: ignore[method-assign]
         return spec

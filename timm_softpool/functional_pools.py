@@ -5,12 +5,13 @@ import functools
 import logging
 from collections.abc import Callable, Collection
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ._private import BroadcastingList2
 from .functional import Geometry, geometry, soft_pool
 
 _logger = logging.getLogger('timm_softpool.swap')
@@ -29,7 +30,10 @@ def swap_functional_pools(model: nn.Module, pools: Collection[str],
     originals = {getattr(F, name): function for name, function in functions.items()}
     for name, module in list(model.named_modules()):
         if isinstance(module, fx.GraphModule):
-            calls = [node for node in module.graph.nodes if node.op == 'call_function' and node.target in originals]
+            # A feature extractor of torchvision has two graphs, one for training and one for evaluation.
+            graphs = [value for value in vars(module).values() if isinstance(value, fx.Graph)]
+            calls = [node for graph in graphs for node in graph.nodes
+                     if node.op == 'call_function' and node.target in originals]
             if calls and (where is None or where(name, module)):
                 for node in calls:
                     node.target = originals[node.target]
@@ -55,57 +59,72 @@ def is_local(average: bool, kernel_size: List[int], stride: List[int], padding: 
         return False
     if not average or max(padding) > 0:
         return True
-    return max(stride) > 1 and (stride != kernel_size or min(kernel_size[-2:]) < 7)
+    return max(stride) > 1 and (stride != kernel_size or len(kernel_size) == 1 or min(kernel_size[-2:]) < 7)
 
 
-def _soft_pools(ndim: int) -> tuple[Callable, Callable]:
-    """SoftPool with the signatures of ``F.max_pool*`` and ``F.avg_pool*``, in types that TorchScript knows."""
-    original_max, original_avg = getattr(F, f'max_pool{ndim}d'), getattr(F, f'avg_pool{ndim}d')
+def _stand_ins(ndim: int) -> tuple[Callable, Callable]:
+    """SoftPool with the signatures of ``F.max_pool*`` and ``F.avg_pool*``; what is not local stays what it was."""
+    plain_max_pool, plain_avg_pool = getattr(F, f'max_pool{ndim}d'), getattr(F, f'avg_pool{ndim}d')
 
-    def local_geometry(input: Tensor, average: bool, kernel_size: Any, stride: Any, padding: Any) -> Optional[Geometry]:
+    def local_geometry(average: bool, input: Tensor, kernel_size: Any, stride: Any, padding: Any) -> Optional[Geometry]:
         numbers = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,)
         if not all(isinstance(number, int) for number in numbers):
             return None  # while a graph is traced: a size computed from the map's, which makes the pool global
         window = geometry(ndim, kernel_size, stride, padding)
-        if isinstance(input, Tensor) and window[0] == tuple(input.shape[-ndim:]):
+        if average and isinstance(input, Tensor) and window[0] == tuple(input.shape[-ndim:]):
             return None
         return window if is_local(average, *map(list, window)) else None
 
-    def max_pool(input: Tensor, kernel_size: int, stride: Optional[int] = None, padding: int = 0, dilation: int = 1,
-                 ceil_mode: bool = False, return_indices: bool = False) -> Tensor:
-        if torch.jit.is_scripting():
-            kernel, step, pad = _pairs(kernel_size, stride, padding)
-            if dilation == 1 and is_local(False, kernel, step, pad) and kernel != input.shape[-2:]:
-                return torch.ops.timm_softpool.soft_pool(input, kernel, step, pad, ceil_mode)
-            return F.max_pool2d(input, kernel, step, pad, [dilation] * 2, ceil_mode)
-        window = local_geometry(input, False, kernel_size, stride, padding)
+    def max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+        window = local_geometry(False, input, kernel_size, stride, padding)
         if window is None or return_indices or dilation not in (1, (1,) * ndim):
-            return original_max(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+            return plain_max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         return soft_pool(input, *window, ceil_mode)
 
-    def avg_pool(input: Tensor, kernel_size: int, stride: Optional[int] = None, padding: int = 0,
-                 ceil_mode: bool = False, count_include_pad: bool = True,
-                 divisor_override: Optional[int] = None) -> Tensor:
-        if torch.jit.is_scripting():
-            kernel, step, pad = _pairs(kernel_size, stride, padding)
-            if divisor_override is None and is_local(True, kernel, step, pad) and kernel != input.shape[-2:]:
-                return torch.ops.timm_softpool.soft_pool(input, kernel, step, pad, ceil_mode)
-            return F.avg_pool2d(input, kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
-        window = local_geometry(input, True, kernel_size, stride, padding)
+    def avg_pool(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+                 divisor_override=None):
+        window = local_geometry(True, input, kernel_size, stride, padding)
         if window is None or divisor_override is not None:
-            return original_avg(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+            return plain_avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         return soft_pool(input, *window, ceil_mode)
 
     return max_pool, avg_pool
 
 
-def _pairs(kernel_size: int, stride: Optional[int], padding: int) -> Tuple[List[int], List[int], List[int]]:
-    return [kernel_size] * 2, [kernel_size if stride is None else stride] * 2, [padding] * 2
+soft_max_pool1d, soft_avg_pool1d = _stand_ins(1)
+_max_pool2d, _avg_pool2d = _stand_ins(2)
+soft_max_pool3d, soft_avg_pool3d = _stand_ins(3)
 
 
-_SOFT_POOLS: dict[str, dict[str, Callable]] = {'max': {}, 'avg': {}}
-for _ndim in (1, 2, 3):
-    _SOFT_POOLS['max'][f'max_pool{_ndim}d'], _SOFT_POOLS['avg'][f'avg_pool{_ndim}d'] = _soft_pools(_ndim)
+def soft_max_pool2d(input: Tensor, kernel_size: BroadcastingList2[int], stride: Optional[BroadcastingList2[int]] = None,
+                    padding: BroadcastingList2[int] = 0, dilation: BroadcastingList2[int] = 1,
+                    ceil_mode: bool = False, return_indices: bool = False) -> Tensor:
+    if torch.jit.is_scripting():
+        step = kernel_size if stride is None else stride
+        if max(dilation) == 1 and is_local(False, kernel_size, step, padding):
+            return torch.ops.timm_softpool.soft_pool(input, kernel_size, step, padding, ceil_mode)
+        return F.max_pool2d(input, kernel_size, step, padding, dilation, ceil_mode)
+    return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def soft_avg_pool2d(input: Tensor, kernel_size: BroadcastingList2[int], stride: Optional[BroadcastingList2[int]] = None,
+                    padding: BroadcastingList2[int] = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+                    divisor_override: Optional[int] = None) -> Tensor:
+    if torch.jit.is_scripting():
+        step = kernel_size if stride is None else stride
+        is_global = kernel_size == input.shape[-2:]
+        if divisor_override is None and not is_global and is_local(True, kernel_size, step, padding):
+            return torch.ops.timm_softpool.soft_pool(input, kernel_size, step, padding, ceil_mode)
+        return F.avg_pool2d(input, kernel_size, step, padding, ceil_mode, count_include_pad, divisor_override)
+    return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+_SOFT_POOLS: dict[str, dict[str, Callable]] = {
+    'max': {'max_pool1d': soft_max_pool1d, 'max_pool2d': soft_max_pool2d, 'max_pool3d': soft_max_pool3d},
+    'avg': {'avg_pool1d': soft_avg_pool1d, 'avg_pool2d': soft_avg_pool2d, 'avg_pool3d': soft_avg_pool3d}}
+for _pools in _SOFT_POOLS.values():
+    for _name, _function in _pools.items():
+        _function.__name__ = _function.__qualname__ = f'soft_{_name}'  # by which a pickled graph finds it
 
 
 def _names(code: CodeType) -> set[str]:

@@ -149,20 +149,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def convert_checkpoint(state_dict: Mapping[str, Any], architecture: str) -> StateDict:
     """A checkpoint of the paper's authors, or of their code, in the layout of timm's ``architecture``.
 
-    Takes the tensors out of a training checkpoint (``state_dict``, ``model``), drops the prefix of `DataParallel`, and
-    gives the layers of DenseNet their present names (``norm.1`` -> ``norm1``). A checkpoint in timm's layout comes
-    back as it is. Every name and shape is compared with the architecture's, for the classifier's and the first
-    convolution's own sizes.
+    Takes the tensors out of a training checkpoint, drops the prefixes of `DataParallel` and `torch.compile`, and gives
+    the layers of DenseNet their present names (``norm.1`` -> ``norm1``). A checkpoint in timm's layout comes back as it
+    is. Every name and shape is compared with the architecture's, for the classifier's and the first convolution's own
+    sizes.
 
     Raises:
         ValueError: If tensors are missing, left over or of another shape, with their names.
     """
-    for key in ('state_dict', 'model'):
+    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):  # timm's order
         if isinstance(state_dict.get(key), Mapping):
             state_dict = state_dict[key]
     converted = {}
     for name, value in state_dict.items():
-        name = name.removeprefix('module.')
+        name = str(name).removeprefix('module.').removeprefix('_orig_mod.')
         name = re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', name)
         converted[name] = value
     expected = _expected_shapes(converted, architecture)

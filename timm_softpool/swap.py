@@ -8,6 +8,7 @@ from typing import Any
 from timm.layers import AvgPool2dSame, create_pool2d
 from torch import nn
 
+from ._private import move_hooks
 from .functional_pools import is_local, swap_functional_pools
 from .layers import SoftPool1d, SoftPool2d, SoftPool2dSame, SoftPool3d
 
@@ -35,9 +36,9 @@ def swap_pooling(model: nn.Module, *, pools: Collection[str] = ('max', 'avg'),
     Replaced are the max and average pools of `torch.nn` and timm's TensorFlow-'same' ones (by their exact type), and
     the calls of `torch.nn.functional`'s pools in the methods of the model's own modules. Left alone are windows of
     one cell, where every pool is the identity; average pools that take the place of a global one (stride 1 without
-    padding, or windows of 7 cells and more that do not overlap); adaptive pools; and what SoftPool has no form of:
-    ``dilation``, ``return_indices`` and ``divisor_override``. Padded cells have weight 0 in a SoftPool, also where
-    an average pool counted them (``count_include_pad``).
+    padding, 2-D and 3-D windows of 7 cells and more that do not overlap, functional ones as large as the map); adaptive
+    pools; and what SoftPool has no form of: ``dilation``, ``return_indices`` and ``divisor_override``. Padded cells
+    have weight 0 in a SoftPool, also where an average pool counted them (``count_include_pad``).
 
     SoftPool has no parameters: a checkpoint of the model fits before and after. What was replaced is logged (level
     INFO, logger ``timm_softpool.swap``), and what could not be, with the reason (level WARNING).
@@ -52,13 +53,15 @@ def swap_pooling(model: nn.Module, *, pools: Collection[str] = ('max', 'avg'),
         `model`; or a SoftPool layer where `model` itself is a pool.
 
     Raises:
-        TypeError: If `model` is not a module.
+        TypeError: If `model` is not a module, or `where` not a function.
         ValueError: If `pools` names another kind.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be a torch.nn.Module, got {type(model).__name__}')
-    if isinstance(pools, str) or not pools or not set(pools) <= {'max', 'avg'}:
+    if not isinstance(pools, Collection) or isinstance(pools, str) or not pools or not set(pools) <= {'max', 'avg'}:
         raise ValueError(f"pools must be ('max',), ('avg',) or ('max', 'avg'), got {pools!r}")
+    if where is not None and not callable(where):
+        raise TypeError(f'where must be a function of a name and a module, got {where!r}')
     replaced: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         kind, layer = _POOLS.get(type(module), ('', nn.Identity))
@@ -69,12 +72,23 @@ def swap_pooling(model: nn.Module, *, pools: Collection[str] = ('max', 'avg'),
             continue
         if module not in replaced:
             replaced[module] = layer(module.kernel_size, module.stride, module.padding, module.ceil_mode)
-            replaced[module].train(module.training)
             _logger.info('%s: %s -> %s', name, module, replaced[module])
-        if not name:
-            return replaced[module]
-        model.set_submodule(name, replaced[module])
+        model = replace_pool(model, name, replaced[module])
     swap_functional_pools(model, pools, where)
+    return model
+
+
+def replace_pool(model: nn.Module, name: str, pool: nn.Module) -> nn.Module:
+    """Put `pool` into the place `name` of `model`, with the hooks and in the mode of what was there.
+
+    Returns `model`, or `pool` where `name` is empty.
+    """
+    old = model.get_submodule(name)
+    pool.train(old.training)
+    move_hooks(old, pool)
+    if not name:
+        return pool
+    model.set_submodule(name, pool)
     return model
 
 

@@ -7,9 +7,8 @@ Source: main/models/resnet.py and main/models/densenet.py of the authors' reposi
 from torch import nn
 
 from ..layers import SoftPool2d
+from ..swap import replace_pool
 from .twin import register_twins
-
-__all__: list[str] = []
 
 ARCHITECTURES = (
     'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'resnext101_32x4d',
@@ -20,7 +19,7 @@ def swap_stem_pool(model: nn.Module) -> nn.Module:
     """Replace the max pools that halve the map by SoftPool(2, 2), in place."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.MaxPool2d and module.stride == 2:
-            model.set_submodule(name, SoftPool2d(2, 2))
+            replace_pool(model, name, SoftPool2d(2, 2))
     return model
 
 

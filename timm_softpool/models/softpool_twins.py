@@ -8,8 +8,6 @@ installed timm lacks is passed over.
 from ..swap import swap_pooling
 from .twin import register_twins
 
-__all__: list[str] = []
-
 ARCHITECTURES = {
     'byoanet':
         '''

@@ -33,17 +33,18 @@ def register_twins(module_name: str, architectures: Iterable[str], swap: Callabl
     """
     module: Any = sys.modules[module_name]
     twins = {base + SUFFIX: base for base in architectures if timm.is_model(base)}
-    for name in filter(timm.is_model, list(twins)):
-        owner = model_entrypoint(name).__module__
-        if owner != module_name:
-            raise RuntimeError(f'cannot register the model {name}: {owner} has registered that name')
-        del twins[name]
+    registered = {name: model_entrypoint(name) for name in twins if timm.is_model(name)}  # ours, if this is a reload
+    for name, entrypoint in registered.items():
+        if entrypoint.__module__ != module_name:
+            raise RuntimeError(f'cannot register the model {name}: {entrypoint.__module__} has registered that name')
     cfgs: dict[str, Any] = {}
     for name, base in twins.items():
         cfgs.update(pretrained_cfgs(name, timm.get_pretrained_cfg(base) or PretrainedCfg()))
     module.default_cfgs = generate_default_cfgs(cfgs)
     for name, base in twins.items():
-        setattr(module, name, register_model(_entrypoint(module_name, name, base, swap)))
+        setattr(module, name,
+                registered.get(name) or register_model(_entrypoint(module_name, name, base, swap)))
+    module.__all__ = list(twins)
 
 
 def _entrypoint(module_name: str, name: str, base: str, swap: Callable[[Any], Any]) -> Callable:
@@ -52,7 +53,9 @@ def _entrypoint(module_name: str, name: str, base: str, swap: Callable[[Any], An
         if pretrained:
             cfg = locate(cfg)
         model = swap(model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=cfg, **kwargs))
-        model.pretrained_cfg.pop('state_dict', None)
+        for module in model.modules():  # a feature network keeps its configuration beside the whole network's
+            if isinstance(own_cfg := getattr(module, 'pretrained_cfg', None), dict):
+                own_cfg.pop('state_dict', None)
         return model
 
     create.__name__ = create.__qualname__ = name
