@@ -3,7 +3,9 @@
 Everything is imported inside the entry points, so that torch.hub can list them, and say what is missing, on a machine
 without the dependencies.
 """
-dependencies = ['torch', 'torchvision', 'timm', 'safetensors']
+import sys as _sys
+
+dependencies = ['torch', 'torchvision', 'timm', 'safetensors'] + ['tomli'] * (_sys.version_info < (3, 11))
 
 _NAMES = (
     'resnet18_softpool', 'resnet34_softpool', 'resnet50_softpool', 'resnet101_softpool', 'resnet152_softpool',

@@ -112,8 +112,9 @@ def publish(model: torch.nn.Module, val: Dataset, args: argparse.Namespace, devi
 file = "{path.name}"
 sha256 = "{digest}"
 data = "{TAG}"
-recipe = "python recipes/tiny_in200.py {options}"
+recipe = "python recipes/tiny_in200.py --data {args.data.name} --output {args.output.name} {options}"
 metrics = {{ top1 = {metrics['top1']}, top5 = {metrics['top5']} }}
+license = "for non-commercial research, as the ImageNet images it was trained on"
 """)
 
 
@@ -146,6 +147,8 @@ def main() -> None:
     criterion = LabelSmoothingCrossEntropy(0.1)
     optimizer = create_optimizer_v2(model, opt='sgd', lr=args.lr, weight_decay=args.weight_decay, momentum=0.9)
     steps = len(train) // args.batch_size
+    if steps < 1 or args.epochs < 1:
+        parser.error(f'--epochs must be at least 1 and --batch-size at most {len(train)}, the number of images')
     scheduler, _ = create_scheduler_v2(
         optimizer, 'cosine', num_epochs=args.epochs, warmup_epochs=args.warmup_epochs, warmup_lr=args.lr / 10,
         min_lr=args.lr / 1000, step_on_epochs=False, updates_per_epoch=steps)

@@ -84,8 +84,8 @@ def test_fvcore_still_keeps_its_handles_where_we_put_ours():
     assert 'timm_softpool::soft_pool' in flop_count._DEFAULT_SUPPORTED_OPS
 
 
-def test_an_fvcore_without_that_place_is_a_clear_error():
-    with pytest.raises(ImportError, match='does not know this fvcore; it needs fvcore>='):
+def test_an_fvcore_without_that_place_is_warned_of():
+    with pytest.warns(UserWarning, match='does not know this fvcore.*_DEFAULT_SUPPORTED_OPS'):
         flops._teach_fvcore(ModuleType('fvcore.nn.flop_count'))
 
 

@@ -75,7 +75,8 @@ def test_the_published_file_is_named_by_its_hash_and_loads_into_timm(train, tmp_
     path = next((tmp_path / 'run').glob('*.safetensors'))
     assert re.search(rf'^sha256 = "{file_hash(path)}"$', output, re.MULTILINE)
     assert path.name == f'{MODEL}-tiny_in200-{file_hash(path)[:8]}.safetensors'
-    model = timm.create_model(MODEL, pretrained=True, num_classes=200, pretrained_cfg_overlay=dict(file=str(path)))
+    model = timm.create_model(MODEL, pretrained=True, num_classes=200,
+                              pretrained_cfg_overlay=dict(file=str(path), num_classes=200))
     trained = torch.load(tmp_path / 'run' / 'last.pt', weights_only=True)['model']
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, trained[name], rtol=1e-3, atol=1e-6)

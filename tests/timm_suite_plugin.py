@@ -1,7 +1,7 @@
 """A pytest plug-in that points timm's own tests/test_models.py, unmodified, at our models.
 
 Loaded with ``-p``, before that file is imported: the file asks timm for lists of names when it is imported, and gets
-the names in ``$SOFTPOOL_SUITE`` (comma-separated, ``*`` for all).
+the names in ``$SOFTPOOL_SUITE``, separated by commas.
 """
 import os
 
@@ -10,8 +10,7 @@ import timm
 from timm_softpool import list_models as our_models
 from timm_softpool.pretrained import PUBLISHED
 
-wanted = os.environ['SOFTPOOL_SUITE']
-SELECTED = set(our_models() if wanted == '*' else wanted.split(','))
+SELECTED = set(os.environ['SOFTPOOL_SUITE'].split(','))
 assert set(our_models()) >= SELECTED, f'not registered: {SELECTED - set(our_models())}'
 
 _list_models = timm.list_models
@@ -21,8 +20,12 @@ def architecture(name):
     return name.split('.')[0]
 
 
-def list_models(filter='', module='', **kwargs):
-    names = [name for name in _list_models(filter=filter, **kwargs) if architecture(name) in SELECTED]
+def list_models(filter='', module='', pretrained=False, **kwargs):
+    """timm's function for our models; of those with weights only the ones that can be loaded without a network."""
+    names = [name for name in _list_models(filter=filter, pretrained=pretrained, **kwargs)
+             if architecture(name) in SELECTED]
+    if pretrained:
+        names = [name for name in names if 'sha256' in PUBLISHED.get(name, {})]
     if not module:
         return names
     bases = set(_list_models(module=module))
@@ -30,9 +33,7 @@ def list_models(filter='', module='', **kwargs):
 
 
 def list_pretrained(filter='', exclude_filters=''):
-    """The weights that can be loaded without a network."""
-    names = list_models(filter, pretrained=True, exclude_filters=exclude_filters, include_tags=True)
-    return [name for name in names if 'sha256' in PUBLISHED[name]]
+    return list_models(filter, pretrained=True, exclude_filters=exclude_filters, include_tags=True)
 
 
 timm.list_models = list_models

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch._jit_internal import BroadcastingList2 as BroadcastingList2  # how TorchScript spells int | list[int]
+from torch._jit_internal import BroadcastingList2  # type: ignore[attr-defined]  # int | list[int] of TorchScript
 from torch.autograd import forward_ad
+
+__all__ = ['BroadcastingList2', 'forward_ad_active', 'functorch_active', 'move_hooks']
 
 for _owner, _name in ((torch._C, '_are_functorch_transforms_active'), (forward_ad, '_current_level')):
     if not hasattr(_owner, _name):

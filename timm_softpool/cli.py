@@ -4,8 +4,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `timm-softpool models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError, ValueError) as error:
         print(f'timm-softpool: error: {error}', file=sys.stderr)
         return 2
@@ -56,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def list_models(arguments: argparse.Namespace) -> None:
     """Print the names of our models, each with the tags of its published weights."""
-    names = [name for name in timm_softpool.list_models() if fnmatch(name, arguments.pattern)]
+    names = timm_softpool.list_models(arguments.pattern)
     if not names:
         raise UserError(f'no model matches {arguments.pattern!r}{_nearest(arguments.pattern)}')
     for name in names:
@@ -73,14 +76,14 @@ def describe(arguments: argparse.Namespace) -> None:
     print(f'{arguments.name}: {parameters / 1e6:.2f} M parameters, {macs / 1e9:.3f} GMAC at '
           f'{"x".join(map(str, size))} (convolutions, matrix products and SoftPool)')
     pools = timm_softpool.soft_pools(model)
-    print(f'SoftPool in {len(pools)} place{"s" * (len(pools) != 1)}:')
+    print(f'SoftPool in {len(pools)} place{"s" * (len(pools) != 1)}{":" * bool(pools)}')
     for name, pool in pools.items():
         print(f'  {name}: {"functional pools" if hasattr(pool, "soft_pool_origin") else pool}')
     weights = {key: entry for key, entry in PUBLISHED.items() if key.split('.')[0] == arguments.name.split('.')[0]}
-    print('Weights:' if weights else 'Weights: none published')
+    print('Weights:' if weights else 'Weights: none published by timm-softpool')
     for key, entry in weights.items():
         metrics = ', '.join(f'{name} {value}' for name, value in entry.get('metrics', {}).items())
-        print(f'  {key}: {metrics or "not measured here"}; {entry["license"]}')
+        print(f'  {key}: {metrics or "not measured here"}; licence: {entry["license"]}')
 
 
 def classify(arguments: argparse.Namespace) -> None:
@@ -138,12 +141,12 @@ def _create(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
         raise UserError(f'unknown model {name!r}{_nearest(architecture)}')
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except RuntimeError as error:
-        raise UserError(f'{name}: {error}') from error
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f'cannot make {name}: {error}') from error
 
 
 def _nearest(name: str) -> str:
-    names = difflib.get_close_matches(name, timm_softpool.list_models(), n=3, cutoff=0.5)
+    names = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     return f'; did you mean {" or ".join(names)}?' if names else ''
 
 

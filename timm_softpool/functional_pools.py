@@ -25,14 +25,15 @@ def swap_functional_pools(model: nn.Module, pools: Collection[str],
 
     A module's class becomes a subclass whose methods see SoftPool under these names; the code of the methods is not
     copied. In a traced graph the calls themselves change. Modules of torch and of `timm.layers` are left alone.
+    TorchScript takes the 2-D ones only. A method sees its globals as they were when the model was swapped.
     """
     functions = {name: function for kind in pools for name, function in _SOFT_POOLS[kind].items()}
     originals = {getattr(F, name): function for name, function in functions.items()}
     for name, module in list(model.named_modules()):
         if isinstance(module, fx.GraphModule):
             # A feature extractor of torchvision has two graphs, one for training and one for evaluation.
-            graphs = [value for value in vars(module).values() if isinstance(value, fx.Graph)]
-            calls = [node for graph in graphs for node in graph.nodes
+            graphs = {id(value): value for value in vars(module).values() if isinstance(value, fx.Graph)}
+            calls = [node for graph in graphs.values() for node in graph.nodes
                      if node.op == 'call_function' and node.target in originals]
             if calls and (where is None or where(name, module)):
                 for node in calls:
@@ -40,7 +41,8 @@ def swap_functional_pools(model: nn.Module, pools: Collection[str],
                 module.recompile()
                 _logger.info('%s: functional pools of the graph -> SoftPool', name)
             continue
-        cls, before = getattr(module, 'soft_pool_origin', (type(module), ()))
+        origin: Any = getattr(module, 'soft_pool_origin', (type(module), ()))
+        cls, before = origin
         swapped, hidden = _soft_pool_class(cls, tuple(sorted({*pools, *before})))
         hidden = hidden + [key for key, value in vars(module).items() if any(value is pool for pool in originals)]
         if swapped is type(module) and not hidden or where is not None and not where(name, module):
@@ -163,7 +165,7 @@ def _soft_pool_class(cls: type, pools: tuple[str, ...]) -> tuple[type, list[str]
     namespace: dict[str, Any] = {}
     for name, method in calls.items():
         known = {key: method.__globals__[key] for key in _names(method.__code__) if key in method.__globals__}
-        changes = {key: shim for key, value in known.items() if value is F}
+        changes: dict[str, Any] = {key: shim for key, value in known.items() if value is F}
         changes |= {key: functions[key] for key, value in known.items()
                     if key in functions and value is getattr(F, key)}
         if not changes:

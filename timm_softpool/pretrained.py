@@ -7,21 +7,17 @@ found is used only if its SHA-256 is the published one.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import pickle
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import PretrainedCfg
 from torch import Tensor
 
@@ -76,11 +72,13 @@ def locate(cfg: PretrainedCfg) -> PretrainedCfg:
         ValueError: If it is damaged, or not what its name says.
     """
     entry = PUBLISHED.get(f'{cfg.architecture}.{cfg.tag}', {})
-    if cfg.file and cfg.file == entry.get('file'):
-        return replace(cfg, file=str(fetch(f'{cfg.architecture}.{cfg.tag}')), url=None)
-    if cfg.file and cfg.source is None:
-        return replace(cfg, state_dict=convert_checkpoint(read_checkpoint(cfg.file), str(cfg.architecture)))
-    return cfg
+    if cfg.source or cfg.state_dict or not cfg.file:
+        return cfg
+    if cfg.file != entry.get('file'):
+        return replace(cfg, state_dict=_unwrap(read_checkpoint(cfg.file)))
+    if cfg.url != entry.get('url') or cfg.hf_hub_id:
+        return replace(cfg, file=None)  # the user has named another source
+    return replace(cfg, file=str(fetch(f'{cfg.architecture}.{cfg.tag}')), url=None)
 
 
 def fetch(name: str) -> Path:
@@ -105,10 +103,10 @@ def fetch(name: str) -> Path:
                                 f'nowhere else; set TIMM_SOFTPOOL_WEIGHTS to the folder that holds the file')
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / entry['file']
-    download = path.with_name(path.name + '.download')
+    download = path.with_name(f'{path.name}.{os.getpid()}.download')
     try:
         torch.hub.download_url_to_file(entry['url'], str(download), progress=sys.stderr.isatty())
-    except (URLError, OSError) as error:
+    except OSError as error:  # URLError is one
         raise FileNotFoundError(f"the weights {name}, file {entry['file']}, are in none of {where}, and could not be "
                                 f"downloaded from {entry['url']}: {error}") from error
     try:
@@ -116,9 +114,10 @@ def fetch(name: str) -> Path:
             _verify(download, entry['sha256'])
             os.replace(download, path)
         else:
-            state_dict = convert_checkpoint(read_checkpoint(download), name.split('.')[0])
-            write_safetensors(state_dict, path)
-            _write(path.with_name(path.name + '.sha256'), f'{file_hash(path)}\n'.encode())
+            content = _to_safetensors(convert_checkpoint(read_checkpoint(download), name.split('.')[0]))
+            # The record first: whoever sees the file has to find it.
+            _write(path.with_name(path.name + '.sha256'), f'{hashlib.sha256(content).hexdigest()}\n'.encode())
+            _write(path, content)
     finally:
         download.unlink(missing_ok=True)
     return path
@@ -138,9 +137,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f'{path} is not a whole checkpoint of tensors: {reason[0]}') from error
+    except Exception as error:  # what torch.load raises for a file that is none of its own depends on the first bytes
+        reason = str(error).split('. ')[0].split('\n')[0]  # what follows in PyTorch is advice to run pickled code
+        raise ValueError(f'{path} is not a whole checkpoint of tensors: {type(error).__name__} {reason}') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds {type(checkpoint).__name__}, not a dictionary of tensors')
     return checkpoint
@@ -157,14 +156,7 @@ def convert_checkpoint(state_dict: Mapping[str, Any], architecture: str) -> Stat
     Raises:
         ValueError: If tensors are missing, left over or of another shape, with their names.
     """
-    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):  # timm's order
-        if isinstance(state_dict.get(key), Mapping):
-            state_dict = state_dict[key]
-    converted = {}
-    for name, value in state_dict.items():
-        name = str(name).removeprefix('module.').removeprefix('_orig_mod.')
-        name = re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', name)
-        converted[name] = value
+    converted = _unwrap(state_dict)
     expected = _expected_shapes(converted, architecture)
     given = {name: tuple(value.shape) for name, value in converted.items() if isinstance(value, Tensor)}
     missing = [name for name in expected if name not in given and not name.endswith('num_batches_tracked')]
@@ -175,6 +167,17 @@ def convert_checkpoint(state_dict: Mapping[str, Any], architecture: str) -> Stat
                 for label, names in (('missing:', missing), ('unknown:', surplus), ('shapes:', shapes)) if names]
     if problems:
         raise ValueError(f'the checkpoint does not fit {architecture}; ' + '; '.join(problems))
+    return converted
+
+
+def _unwrap(state_dict: Mapping[str, Any]) -> StateDict:
+    for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):  # timm's order
+        if isinstance(state_dict.get(key), Mapping):
+            state_dict = state_dict[key]
+    converted = {}
+    for name, value in state_dict.items():
+        name = re.sub(r'^(module\.|_orig_mod\.)+', '', str(name))
+        converted[re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', name)] = value
     return converted
 
 
@@ -191,10 +194,13 @@ def _expected_shapes(state_dict: Mapping[str, Any], architecture: str) -> dict[s
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def write_safetensors(state_dict: StateDict, path: Path, metadata: Mapping[str, Any] = {}) -> None:
-    """Write ``path`` whole or not at all; values of ``metadata`` are stored as JSON."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
-    _write(path, safetensors.torch.save(tensors, {key: json.dumps(value) for key, value in metadata.items()} or None))
+def write_safetensors(state_dict: StateDict, path: Path) -> None:
+    """Write ``path`` whole or not at all."""
+    _write(path, _to_safetensors(state_dict))
+
+
+def _to_safetensors(state_dict: StateDict) -> bytes:
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state_dict.items()})
 
 
 def file_hash(path: Path) -> str:

@@ -11,7 +11,7 @@ import timm_softpool  # noqa: F401  (registers the models)
 
 def main() -> None:
     arguments = sys.argv[1:]
-    if not arguments or arguments == ['-m']:
+    if not arguments or arguments[0] in ('-h', '--help') or arguments == ['-m']:
         sys.exit(__doc__)
     if arguments[0] == '-m':
         sys.argv = arguments[1:]

@@ -9,6 +9,7 @@ from timm.layers import AvgPool2dSame, create_pool2d
 from torch import nn
 
 from ._private import move_hooks
+from .functional import geometry
 from .functional_pools import is_local, swap_functional_pools
 from .layers import SoftPool1d, SoftPool2d, SoftPool2dSame, SoftPool3d
 
@@ -65,7 +66,7 @@ def swap_pooling(model: nn.Module, *, pools: Collection[str] = ('max', 'avg'),
     replaced: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         kind, layer = _POOLS.get(type(module), ('', nn.Identity))
-        if kind not in pools or not _is_local(kind, module) or where is not None and not where(name, module):
+        if kind not in pools or not _is_local(module) or where is not None and not where(name, module):
             continue
         if reason := _obstacle(module):
             _logger.warning('%s: %s left as it is: SoftPool has no %s', name, module, reason)
@@ -92,16 +93,17 @@ def replace_pool(model: nn.Module, name: str, pool: nn.Module) -> nn.Module:
     return model
 
 
-def _is_local(kind: str, pool: Any) -> bool:
-    geometry = [[size] if isinstance(size, int) else list(size)
-                for size in (pool.kernel_size, pool.stride, pool.padding)]
+def _is_local(pool: Any) -> bool:
+    layer: Any
+    kind, layer = _POOLS[type(pool)]
+    window = geometry(layer.ndim, pool.kernel_size, pool.stride, pool.padding)
     # The padding of a 'same' pool is not in its attributes.
-    return is_local(kind == 'avg' and type(pool) is not AvgPool2dSame, *geometry)
+    return is_local(kind == 'avg' and type(pool) is not AvgPool2dSame, *map(list, window))
 
 
 def _obstacle(pool: Any) -> str:
     dilation = getattr(pool, 'dilation', 1)
-    if dilation not in (1, (1, 1), (1, 1, 1)):
+    if {*dilation} != {1} if isinstance(dilation, (tuple, list)) else dilation != 1:
         return f'dilation={dilation}'
     if getattr(pool, 'return_indices', False):
         return 'return_indices'
