@@ -114,7 +114,8 @@ def test_info_tells_the_size_the_cost_the_pools_and_the_weights(command):
     assert re.search(r'\d\.\d+ GMAC at 3x299x299 ', lines[0])
     assert lines[1:3] == ['SoftPool in 1 place:',
                           '  maxpool: SoftPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))']
-    assert lines[3:] == ['Weights:', '  resnet50_softpool.stergiou_in1k: not measured here; licence: not stated by the authors']
+    assert lines[3:] == ['Weights:', '  resnet50_softpool.stergiou_in1k: not measured here; '
+                     'licence: not stated by the authors']
 
 
 def test_info_counts_what_fvcore_counts(command):
@@ -142,7 +143,8 @@ def test_info_names_each_pool_and_its_kind(name, kinds, command):
 def test_info_shows_what_was_measured(command, monkeypatch):
     entry = {'file': 'x', 'license': 'MIT', 'metrics': {'top1': 61.2, 'top5': 83.4}}
     monkeypatch.setitem(PUBLISHED, 'test_resnet_softpool.unit', entry)
-    assert command('info', 'test_resnet_softpool')[-1] == '  test_resnet_softpool.unit: top1 61.2, top5 83.4; licence: MIT'
+    last = command('info', 'test_resnet_softpool')[-1]
+    assert last == '  test_resnet_softpool.unit: top1 61.2, top5 83.4; licence: MIT'
 
 
 @pytest.mark.parametrize(('name', 'message'), [
