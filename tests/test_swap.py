@@ -339,6 +339,21 @@ class CallByFullName(nn.Module):
         return torch.nn.functional.max_pool2d(x, 2)
 
 
+class CallInStaticMethod(nn.Module):
+    def forward(self, x):
+        return self.pool(x)
+
+    @staticmethod
+    def pool(x):
+        return F.max_pool2d(x, 2)
+
+
+class CallInDecoratedMethod(nn.Module):
+    @torch.no_grad()
+    def forward(self, x):
+        return F.max_pool2d(x, 2)
+
+
 class CallOfStoredFunction(nn.Module):
     def __init__(self):
         super().__init__()
@@ -369,7 +384,8 @@ def test_a_max_pool_becomes_soft_pool_on_a_map_as_small_as_its_window_too(create
 
 
 @pytest.mark.parametrize('cls', [CallThroughSuper, CallsHereAndThroughSuper, CallInLambda, CallInComprehension,
-                                 CallOfTorchFunction, CallByFullName, CallOfStoredFunction])
+                                 CallOfTorchFunction, CallByFullName, CallOfStoredFunction, CallInStaticMethod,
+                                 CallInDecoratedMethod])
 def test_a_functional_pool_is_replaced_or_named_in_a_warning(cls, log):
     x = torch.randn(2, 3, 8, 6)
     model = swap_pooling(nn.Sequential(OrderedDict(stem=cls())))

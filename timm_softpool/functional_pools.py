@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Collection
 from types import CodeType, FunctionType, ModuleType
@@ -135,21 +136,30 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _pool_calls(cls: type, pools: Collection[str]) -> tuple[dict[str, FunctionType], list[str]]:
-    """The methods of `cls` in whose code one of `pools` is named; and those that only ``super()`` reaches."""
+    """The methods of `cls` in whose code one of `pools` is named; and those that cannot be given other globals.
+
+    The latter are what only ``super()`` reaches, and what a decorator wraps.
+    """
     calls: dict[str, FunctionType] = {}
-    shadowed = []
+    hidden = []
     for base in reversed(cls.__mro__[:cls.__mro__.index(nn.Module)]):
         if base.__module__.startswith(_LIBRARIES):
             continue
-        for name, method in vars(base).items():
+        for name, attribute in vars(base).items():
+            method = attribute.fget if isinstance(attribute, property) else inspect.unwrap(attribute)
+            method = getattr(method, '__func__', method)  # of static and class methods
             if not isinstance(method, FunctionType):
                 continue
             names = _names(method.__code__)
             if calls.pop(name, None) and 'super' in names:
-                shadowed.append(f'super().{name}')
-            if not names.isdisjoint(pools):
+                hidden.append(f'super().{name}')
+            if names.isdisjoint(pools):
+                continue
+            if method is attribute:
                 calls[name] = method
-    return calls, shadowed
+            else:
+                hidden.append(name)
+    return calls, hidden
 
 
 @functools.cache
@@ -168,8 +178,9 @@ def _soft_pool_class(cls: type, pools: tuple[str, ...]) -> tuple[type, list[str]
         changes: dict[str, Any] = {key: shim for key, value in known.items() if value is F}
         changes |= {key: functions[key] for key, value in known.items()
                     if key in functions and value is getattr(F, key)}
-        if not changes:
+        if not changes or known.get('torch') is torch and 'functional' in _names(method.__code__):
             hidden.append(name)
+        if not changes:
             continue
         rebound = FunctionType(method.__code__, {**method.__globals__, **changes}, name, method.__defaults__,
                                method.__closure__)
