@@ -174,11 +174,12 @@ def _soft_pool_class(cls: type, pools: tuple[str, ...]) -> tuple[type, list[str]
     vars(shim).update({**vars(F), **functions})
     namespace: dict[str, Any] = {}
     for name, method in calls.items():
-        known = {key: method.__globals__[key] for key in _names(method.__code__) if key in method.__globals__}
+        names = _names(method.__code__)
+        known = {key: method.__globals__[key] for key in names if key in method.__globals__}
         changes: dict[str, Any] = {key: shim for key, value in known.items() if value is F}
         changes |= {key: functions[key] for key, value in known.items()
                     if key in functions and value is getattr(F, key)}
-        if not changes or known.get('torch') is torch and 'functional' in _names(method.__code__):
+        if not changes or known.get('torch') is torch and 'functional' in names:
             hidden.append(name)
         if not changes:
             continue
