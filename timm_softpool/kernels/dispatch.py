@@ -5,15 +5,19 @@ reason why it cannot run on this machine, empty if it can.
 """
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import ModuleType
 
 from torch import Tensor
 
-from . import eager
+from . import cpu, eager
 
-BACKENDS: dict[str, ModuleType] = {'eager': eager}  # the fastest first
+_logger = logging.getLogger(__name__)
+
+BACKENDS: dict[str, ModuleType] = {'cpu': cpu, 'eager': eager}  # the fastest first
 
 _forced: str | None = None
 
@@ -54,4 +58,14 @@ def choose(input: Tensor) -> ModuleType:
     """The backend for ``input``."""
     if _forced is not None:
         return BACKENDS[_forced]
-    return next(module for module in BACKENDS.values() if not module.missing() and module.supports(input))
+    for name, module in BACKENDS.items():
+        if module.supports(input):
+            if not (reason := module.missing()):
+                return module
+            _say_once(name, reason)
+    raise AssertionError('the eager backend supports everything')
+
+
+@lru_cache(maxsize=None)
+def _say_once(name: str, reason: str) -> None:
+    _logger.warning('SoftPool runs slower than it could, backend %r is not available: %s', name, reason)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import reference
 from .dispatch import choose
-from .window import Window, memory_format
+from .window import Window, memory_format, new_output
 
 _GEOMETRY = 'int[] kernel_size, int[] stride, int[] padding, bool ceil_mode=False, bool detach_weights=False'
 
@@ -28,8 +28,7 @@ def _forward(input: Tensor, kernel_size, stride, padding, ceil_mode=False, detac
 @torch.library.register_fake('timm_softpool::soft_pool')
 def _forward_fake(input: Tensor, kernel_size, stride, padding, ceil_mode=False, detach_weights=False) -> Tensor:
     window = Window.make(kernel_size, stride, padding, ceil_mode)
-    size = (*input.shape[:-window.ndim], *window.output_size(input))
-    return input.new_empty(size).to(memory_format=memory_format(input))
+    return new_output(input, window, window.output_size(input))
 
 
 @torch.library.impl('timm_softpool::soft_pool_backward', 'CompositeExplicitAutograd')

@@ -76,6 +76,15 @@ def like(result: Tensor, input: Tensor) -> Tensor:
     return result.to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
+def new_output(input: Tensor, window: Window, output_size: Sequence[int]) -> Tensor:
+    """Memory for the pool of `input`, in its dtype and memory format."""
+    size = (*input.shape[:-window.ndim], *output_size)
+    output, format = input.new_empty(size), memory_format(input)
+    if output.is_contiguous(memory_format=format):
+        return output
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=format)
+
+
 def memory_format(input: Tensor) -> torch.memory_format:
     """The format in which `max_pool*` returns its output: channels_last for input whose channels lie side by side."""
     if input.dim() in (4, 5) and input.stride(1) == 1 and not input.is_contiguous():

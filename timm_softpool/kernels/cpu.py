@@ -1,0 +1,104 @@
+"""The native CPU backend: C++ for AVX-512, AVX2 and any other processor, on PyTorch's threads.
+
+The library (``csrc/``) is built when the package is installed, if a C++ compiler is at hand. It knows nothing of
+PyTorch or Python, so one build serves all their versions; what it needs of PyTorch, its thread pool, it is given.
+"""
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import platform
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .._private import parallel_for
+from .window import Window, memory_format, new_output
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in csrc/geometry.h
+
+
+class _Call(ctypes.Structure):
+    """`Call` of csrc/geometry.h."""
+
+    _fields_ = [
+        ('geometry', ctypes.c_int64 * 17), ('parallel_for', ctypes.c_void_p), ('input', ctypes.c_void_p),
+        ('grad_output', ctypes.c_void_p), ('result', ctypes.c_void_p), ('threads', ctypes.c_int64),
+        ('detach_weights', ctypes.c_bool)]
+
+
+@lru_cache(maxsize=None)
+def _library() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    spec = importlib.util.find_spec(f'{__package__}._cpu')
+    if spec is None or spec.origin is None:
+        return 'it was not built; install timm-softpool again where there is a C++ compiler (GCC or Clang)'
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        return f'its library does not load on this {platform.machine()} machine: {error}'
+    library.soft_pool_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int32, ctypes.c_int32]
+    library.soft_pool_run.restype = None
+    library.soft_pool_set_isa.argtypes = [ctypes.c_char_p]
+    library.soft_pool_set_isa.restype = ctypes.c_char_p
+    return library
+
+
+def missing() -> str:
+    library = _library()
+    return library if isinstance(library, str) else ''
+
+
+def supports(input: Tensor) -> bool:
+    return input.device.type == 'cpu'
+
+
+def set_isa(name: str = '') -> str:
+    """Use the instructions ``name`` ('avx512', 'avx2' or 'baseline'), or the next below that this processor has.
+
+    Without a name, the best. Returns the name of those that serve from now on.
+    """
+    return _library().soft_pool_set_isa(name.encode()).decode()
+
+
+def forward(input: Tensor, window: Window, output_size: list[int]) -> Tensor:
+    output = new_output(input, window, output_size)
+    _run(input, None, output, window, output_size)
+    return output
+
+
+def backward(grad_output: Tensor, input: Tensor, window: Window, output_size: list[int],
+             detach_weights: bool) -> Tensor:
+    grad_input = torch.empty_like(input, memory_format=memory_format(input))
+    _run(input, grad_output, grad_input, window, output_size, detach_weights)
+    return grad_input
+
+
+def _run(input: Tensor, grad_output: Tensor | None, result: Tensor, window: Window, output_size: list[int],
+         detach_weights: bool = False) -> None:
+    if not result.numel():
+        return
+    format = memory_format(input)
+    input = input.contiguous(memory_format=format)
+    call = _Call(_geometry(tuple(input.shape), window, tuple(output_size)), parallel_for(), input.data_ptr(), None,
+                 result.data_ptr(), torch.get_num_threads(), detach_weights)
+    if grad_output is not None:
+        grad_output = grad_output.contiguous(memory_format=format)
+        call.grad_output = grad_output.data_ptr()
+    _library().soft_pool_run(call, _DTYPES[input.dtype], format != torch.contiguous_format)
+
+
+@lru_cache(maxsize=1024)
+def _geometry(shape: tuple[int, ...], window: Window, output_size: tuple[int, ...]) -> ctypes.Array:
+    """`Geometry` of csrc/geometry.h: a line is (1, 1, L), an image (H, 1, W), a clip (D, H, W)."""
+    n = window.ndim
+
+    def axes(values: tuple[int, ...], filler: int) -> list[int]:
+        return [[filler, filler, *values], [values[0], filler, values[-1]], [*values]][n - 1]
+
+    lead = shape[:-n]
+    return (ctypes.c_int64 * 17)(
+        prod(lead[:-1]), lead[-1], *axes(shape[-n:], 1), *axes(output_size, 1), *axes(window.kernel_size, 1),
+        *axes(window.stride, 1), *axes(window.padding, 0))
