@@ -33,6 +33,14 @@ LAYOUTS = {
     'an empty batch': (torch.randn(0, 3, 8, 6), ([2, 2], [2, 2], [0, 0])),
     '1d, tokens by channels': (torch.randn(2, 8, 3).transpose(1, 2), ([3], [2], [1])),
     '3d': (torch.randn(2, 2, 4, 5, 6), ([1, 3, 3], [1, 2, 2], [0, 1, 1])),
+    '3d, unbatched': (torch.randn(3, 4, 6, 8), ([2, 2, 2], [2, 2, 2], [0, 0, 0])),
+    '3d, unbatched, time innermost': (
+        torch.randn(1, 3, 4, 6, 8).to(memory_format=torch.channels_last_3d)[0].permute(1, 0, 2, 3),
+        ([2, 2, 2], [2, 2, 2], [0, 0, 0])),
+    'one channel, channels_last': (
+        torch.randn(2, 1, 8, 6).to(memory_format=torch.channels_last), ([2, 2], [2, 2], [0, 0])),
+    'one cell left, channels_last': (
+        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), ([4, 4], [4, 4], [0, 0])),
     '3d, channels_last': (
         torch.randn(2, 3, 4, 6, 6).to(memory_format=torch.channels_last_3d), ([2, 2, 2], [2, 2, 2], [0, 0, 0])),
 }
@@ -41,9 +49,9 @@ either_gradient = pytest.mark.parametrize('detach_weights', [False, True])
 
 
 def usable_backends(input):
-    """The backends of this machine that take ``input``."""
+    """The backends of this machine that take ``input``, whatever the window."""
     return [name for name, state in available_backends().items()
-            if state == 'available' and dispatch.BACKENDS[name].supports(input)]
+            if state == 'available' and dispatch.BACKENDS[name].supports(input, Window((2,), (2,), (0,)))]
 
 
 # What PyTorch asks of an operator
@@ -113,6 +121,18 @@ def test_every_backend_gives_what_the_formula_gives(case, dtype, scale, detach_w
         assert_rounded(grad, expected[1], dtype, float(grad_output.abs().max()))
 
 
+@every_layout
+def test_every_backend_gives_what_the_formula_gives_in_every_layout(input, window):
+    pool = Window.make(*window[:3], *window[3:] or [False])
+    grad_output = torch.randn_like(OPERATOR(input, *window))
+    expected = values_and_gradients(lambda x: kernels.reference.soft_pool(x, pool), input.double(), grad_output.double())
+    for name in usable_backends(input):
+        with backend(name):
+            actual = values_and_gradients(lambda x: OPERATOR(x, *window), input, grad_output)
+        for result, wanted in zip(actual, expected, strict=True):
+            assert_rounded(result, wanted, input.dtype, 8.0)
+
+
 @pytest.mark.parametrize('window', SPECIAL_WINDOWS.values(), ids=SPECIAL_WINDOWS)
 @either_gradient
 def test_every_backend_gives_what_the_formula_gives_for_nan_and_infinities(window, detach_weights):
@@ -146,7 +166,7 @@ def a_faster_backend(monkeypatch):
         return lambda *arguments: calls.append(name) or getattr(eager, name)(*arguments)
 
     module = SimpleNamespace(forward=counted('forward'), backward=counted('backward'), calls=calls,
-                             missing=lambda: '', supports=lambda input: input.dtype == torch.float64)
+                             missing=lambda: '', supports=lambda input, window: input.dtype == torch.float64)
     monkeypatch.setattr(dispatch, 'BACKENDS', {'faster': module, **dispatch.BACKENDS})
     return module
 
@@ -177,9 +197,9 @@ def test_backend_gives_back_the_former_choice_after_an_exception_too(a_faster_ba
     with pytest.raises(KeyError), backend('eager'):
         with backend(None), backend('eager'):
             pass
-        assert dispatch.choose(torch.zeros(1)) is eager
+        assert dispatch.choose(torch.zeros(1).double(), None) is eager
         raise KeyError
-    assert dispatch.choose(torch.zeros(1)) is a_faster_backend
+    assert dispatch.choose(torch.zeros(1).double(), None) is a_faster_backend
 
 
 def test_backend_holds_in_other_threads(a_faster_backend):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._private import parallel_for
-from .window import Window, memory_format, new_output
+from .window import Window
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in csrc/geometry.h
 
@@ -51,7 +51,7 @@ def missing() -> str:
     return library if isinstance(library, str) else ''
 
 
-def supports(input: Tensor) -> bool:
+def supports(input: Tensor, window: Window) -> bool:
     return input.device.type == 'cpu'
 
 
@@ -64,14 +64,14 @@ def set_isa(name: str = '') -> str:
 
 
 def forward(input: Tensor, window: Window, output_size: list[int]) -> Tensor:
-    output = new_output(input, window, output_size)
+    output = window.new_output(input, output_size)
     _run(input, None, output, window, output_size)
     return output
 
 
 def backward(grad_output: Tensor, input: Tensor, window: Window, output_size: list[int],
              detach_weights: bool) -> Tensor:
-    grad_input = torch.empty_like(input, memory_format=memory_format(input))
+    grad_input = torch.empty_like(input, memory_format=window.memory_format(input))
     _run(input, grad_output, grad_input, window, output_size, detach_weights)
     return grad_input
 
@@ -80,7 +80,7 @@ def _run(input: Tensor, grad_output: Tensor | None, result: Tensor, window: Wind
          detach_weights: bool = False) -> None:
     if not result.numel():
         return
-    format = memory_format(input)
+    format = window.memory_format(input)
     input = input.contiguous(memory_format=format)
     call = _Call(_geometry(tuple(input.shape), window, tuple(output_size)), parallel_for(), input.data_ptr(), None,
                  result.data_ptr(), torch.get_num_threads(), detach_weights)

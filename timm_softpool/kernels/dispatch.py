@@ -1,6 +1,6 @@
 """Which backend serves a tensor.
 
-A backend is a module with ``forward``, ``backward``, ``supports(input) -> bool`` and ``missing() -> str``, the
+A backend is a module with ``forward``, ``backward``, ``supports(input, window) -> bool`` and ``missing() -> str``, the
 reason why it cannot run on this machine, empty if it can.
 """
 from __future__ import annotations
@@ -13,11 +13,12 @@ from types import ModuleType
 
 from torch import Tensor
 
-from . import cpu, eager
+from . import cpu, cuda, eager
+from .window import Window
 
 _logger = logging.getLogger(__name__)
 
-BACKENDS: dict[str, ModuleType] = {'cpu': cpu, 'eager': eager}  # the fastest first
+BACKENDS: dict[str, ModuleType] = {'cuda': cuda, 'cpu': cpu, 'eager': eager}  # the fastest first
 
 _forced: str | None = None
 
@@ -54,16 +55,19 @@ def backend(name: str | None) -> Iterator[None]:
         set_backend(previous)
 
 
-def choose(input: Tensor) -> ModuleType:
-    """The backend for ``input``."""
+def choose(input: Tensor, window: Window) -> ModuleType:
+    """The backend for ``input``: the forced one, or the fastest that takes it."""
     if _forced is not None:
+        if not BACKENDS[_forced].supports(input, window):
+            raise RuntimeError(f'backend {_forced!r} does not take input of shape {tuple(input.shape)} on '
+                               f'{input.device} with kernel_size {list(window.kernel_size)}')
         return BACKENDS[_forced]
     for name, module in BACKENDS.items():
-        if module.supports(input):
+        if module.supports(input, window):
             if not (reason := module.missing()):
                 return module
             _say_once(name, reason)
-    raise AssertionError('the eager backend supports everything')
+    raise AssertionError('the eager backend takes everything')
 
 
 @lru_cache(maxsize=None)

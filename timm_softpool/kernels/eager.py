@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .window import Window, like
+from .window import Window
 
 
 def missing() -> str:
     return ''
 
 
-def supports(input: Tensor) -> bool:
+def supports(input: Tensor, window: Window) -> bool:
     return True
 
 
@@ -24,7 +24,7 @@ def forward(input: Tensor, window: Window, output_size: list[int]) -> Tensor:
     """See `functional.soft_pool2d`; half precision is accumulated in float32."""
     taps = _taps(_pad(input, window.margins(input, output_size)), window, output_size)
     shift, _, mean = _statistics(taps)
-    return like(mean.add_(shift), input)
+    return window.like(mean.add_(shift), input)
 
 
 def backward(grad_output: Tensor, input: Tensor, window: Window, output_size: list[int],
@@ -40,7 +40,7 @@ def backward(grad_output: Tensor, input: Tensor, window: Window, output_size: li
         x = _centred(tap, shift)
         weight = x.exp().mul_(scale)
         grad_tap += weight if detach_weights else x.sub_(mean).add_(1).mul_(weight)
-    return like(_pad(grad, [-margin for margin in margins], 0), input)
+    return window.like(_pad(grad, [-margin for margin in margins], 0), input)
 
 
 def _pad(x: Tensor, margins: list[int], value: float = -torch.inf) -> Tensor:

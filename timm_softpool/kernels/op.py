@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import reference
 from .dispatch import choose
-from .window import Window, memory_format, new_output
+from .window import Window
 
 _GEOMETRY = 'int[] kernel_size, int[] stride, int[] padding, bool ceil_mode=False, bool detach_weights=False'
 
@@ -22,25 +22,26 @@ torch.library.define('timm_softpool::soft_pool_backward', f'(Tensor grad_output,
 @torch.library.impl('timm_softpool::soft_pool', 'CompositeExplicitAutograd')
 def _forward(input: Tensor, kernel_size, stride, padding, ceil_mode=False, detach_weights=False) -> Tensor:
     window = Window.make(kernel_size, stride, padding, ceil_mode)
-    return choose(input).forward(input, window, window.output_size(input))
+    return choose(input, window).forward(input, window, window.output_size(input))
 
 
 @torch.library.register_fake('timm_softpool::soft_pool')
 def _forward_fake(input: Tensor, kernel_size, stride, padding, ceil_mode=False, detach_weights=False) -> Tensor:
     window = Window.make(kernel_size, stride, padding, ceil_mode)
-    return new_output(input, window, window.output_size(input))
+    return window.new_output(input, window.output_size(input))
 
 
 @torch.library.impl('timm_softpool::soft_pool_backward', 'CompositeExplicitAutograd')
 def _backward(grad_output: Tensor, input: Tensor, kernel_size, stride, padding, ceil_mode=False,
               detach_weights=False) -> Tensor:
     window = Window.make(kernel_size, stride, padding, ceil_mode)
-    return choose(input).backward(grad_output, input, window, window.output_size(input), detach_weights)
+    return choose(input, window).backward(grad_output, input, window, window.output_size(input), detach_weights)
 
 
 @torch.library.register_fake('timm_softpool::soft_pool_backward')
-def _backward_fake(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(input, memory_format=memory_format(input))
+def _backward_fake(grad_output: Tensor, input: Tensor, kernel_size, stride, padding, *_: Any) -> Tensor:
+    window = Window.make(kernel_size, stride, padding, False)
+    return torch.empty_like(input, memory_format=window.memory_format(input))
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .window import Window, like
+from .window import Window
 
 
 def soft_pool(input: Tensor, window: Window, detach_weights: bool = False) -> Tensor:
@@ -29,4 +29,4 @@ def soft_pool(input: Tensor, window: Window, detach_weights: bool = False) -> Te
     x = (x - shift).nan_to_num(nan=0.0).clamp(min=-1000.0)
     weights = x.softmax(-1)
     out = ((weights.detach() if detach_weights else weights) * x).sum(-1) + shift.squeeze(-1)
-    return like(out, input)
+    return window.like(out, input)

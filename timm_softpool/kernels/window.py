@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -70,23 +71,19 @@ class Window(NamedTuple):
             margins += [(out - 1) * stride + kernel - size - pad, pad]
         return margins[::-1]
 
+    def memory_format(self, input: Tensor) -> torch.memory_format:
+        """The format in which `max_pool*` returns its output: channels_last for a batch whose channels lie together."""
+        if self.ndim > 1 and input.dim() == self.ndim + 2 and input.stride(1) == 1 and not input.is_contiguous():
+            return torch.channels_last if self.ndim == 2 else torch.channels_last_3d
+        return torch.contiguous_format
 
-def like(result: Tensor, input: Tensor) -> Tensor:
-    """`result` in the dtype and memory format that the pool of `input` has."""
-    return result.to(input.dtype).contiguous(memory_format=memory_format(input))
+    def new_output(self, input: Tensor, output_size: Sequence[int]) -> Tensor:
+        """Memory for the pool of `input`, in its dtype and memory format."""
+        lead, format = input.shape[:-self.ndim], self.memory_format(input)
+        if lead[-1] == 1 or prod(output_size) == 1:  # channels_last and contiguous alike, and called contiguous
+            format = torch.contiguous_format
+        return torch.empty((*lead, *output_size), dtype=input.dtype, device=input.device, memory_format=format)
 
-
-def new_output(input: Tensor, window: Window, output_size: Sequence[int]) -> Tensor:
-    """Memory for the pool of `input`, in its dtype and memory format."""
-    size = (*input.shape[:-window.ndim], *output_size)
-    output, format = input.new_empty(size), memory_format(input)
-    if output.is_contiguous(memory_format=format):
-        return output
-    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=format)
-
-
-def memory_format(input: Tensor) -> torch.memory_format:
-    """The format in which `max_pool*` returns its output: channels_last for input whose channels lie side by side."""
-    if input.dim() in (4, 5) and input.stride(1) == 1 and not input.is_contiguous():
-        return torch.channels_last if input.dim() == 4 else torch.channels_last_3d
-    return torch.contiguous_format
+    def like(self, result: Tensor, input: Tensor) -> Tensor:
+        """`result` in the dtype and memory format that the pool of `input` has."""
+        return result.to(input.dtype).contiguous(memory_format=self.memory_format(input))
