@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench gpu clean
 
 # The environment is made once, and again when what it is made from changes.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -24,8 +24,17 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Half an hour on two cores; the README's table and the plot come from it.
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/pooling.py
+	$(BIN)/python benchmarks/pooling.py --output benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/models.py --output benchmarks/results/cpu_models.json
+	$(BIN)/python benchmarks/report.py --readme README.md --plot benchmarks/results/cpu.png
+
+# On a machine with a GPU, with the Python that has its PyTorch: make gpu PYTHON=python3. Nothing is installed.
+gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest tests/test_cuda.py
+	PYTHONPATH=. $(PYTHON) benchmarks/pooling.py --device cuda --output benchmarks/results/cuda.json
+	PYTHONPATH=. $(PYTHON) benchmarks/models.py --device cuda --output benchmarks/results/cuda_models.json
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

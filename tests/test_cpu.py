@@ -37,7 +37,8 @@ def wide_cases(draw):
     least = [max(1, kernel - 2 * pad) for kernel, pad in zip(kernel_size, padding, strict=True)]
     most = [[150], [90, 75], [8, 12, 40]][ndim - 1]
     size = tuple(draw(st.integers(low, high)) for low, high in zip(least, most, strict=True))
-    case = Case((2, draw(st.sampled_from([1, 3, 16, 21, 40])), *size), kernel_size, stride, padding, draw(st.booleans()))
+    channels = draw(st.sampled_from([1, 3, 16, 21, 40]))
+    case = Case((2, channels, *size), kernel_size, stride, padding, draw(st.booleans()))
     return case, draw(st.sampled_from([
         torch.contiguous_format, *[torch.channels_last, torch.channels_last_3d][ndim - 2:ndim - 1]]))
 

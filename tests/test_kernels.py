@@ -125,7 +125,8 @@ def test_every_backend_gives_what_the_formula_gives(case, dtype, scale, detach_w
 def test_every_backend_gives_what_the_formula_gives_in_every_layout(input, window):
     pool = Window.make(*window[:3], *window[3:] or [False])
     grad_output = torch.randn_like(OPERATOR(input, *window))
-    expected = values_and_gradients(lambda x: kernels.reference.soft_pool(x, pool), input.double(), grad_output.double())
+    expected = values_and_gradients(
+        lambda x: kernels.reference.soft_pool(x, pool), input.double(), grad_output.double())
     for name in usable_backends(input):
         with backend(name):
             actual = values_and_gradients(lambda x: OPERATOR(x, *window), input, grad_output)

@@ -40,16 +40,19 @@ def timm_source(pytestconfig) -> Path:
     return folder
 
 
-def run_suite(timm_source: Path, names: list[str]) -> None:
+def run_suite(timm_source: Path, names: list[str], processes: int = 2) -> None:
     here = Path(__file__).parent
     environment = {**os.environ, 'SOFTPOOL_SUITE': ','.join(names), 'PYTHONPATH': str(here), 'OMP_NUM_THREADS': '1'}
     run = subprocess.run(
         [sys.executable, '-m', 'pytest', '-p', 'timm_suite_plugin', '-p', 'no:cacheprovider', '-c', os.devnull,
-         f'--rootdir={timm_source}', '-n', '2', '-q', '-W', 'ignore', timm_source / 'tests' / 'test_models.py'],
+         f'--rootdir={timm_source}', '-n', str(processes), '-q', '-W', 'ignore',
+         timm_source / 'tests' / 'test_models.py'],
         env=environment, cwd=timm_source, capture_output=True, text=True)
-    passed = re.search(r'(\d+) passed', run.stdout)
+    passed, skipped = (re.search(rf'(\d+) {outcome}', run.stdout) for outcome in ('passed', 'skipped'))
     assert run.returncode == 0 and passed, run.stdout[-6000:] + run.stderr[-2000:]
-    assert int(passed[1]) >= 6 * len(names), run.stdout[-2000:]
+    # timm skips what takes inputs of more than its limit of pixels, but no model altogether.
+    assert int(passed[1]) >= 2 * len(names), run.stdout[-2000:]
+    assert int(passed[1]) + int(skipped[1] if skipped else 0) >= 6 * len(names), run.stdout[-2000:]
     print(run.stdout.splitlines()[-1])
 
 
@@ -60,4 +63,5 @@ def test_timms_suite_passes_for_a_small_model_of_every_family(timm_source):
 @pytest.mark.all_models
 @pytest.mark.parametrize('family', FAMILIES)
 def test_timms_suite_passes_for_every_model(timm_source, family):
-    run_suite(timm_source, [f'{name}_softpool' for name in FAMILIES[family]])
+    # One model at a time: two of the largest do not fit into 24 GB.
+    run_suite(timm_source, [f'{name}_softpool' for name in FAMILIES[family]], processes=1)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def move_hooks(source: nn.Module, target: nn.Module) -> None:
     vars(target).update({name: value for name, value in vars(source).items() if 'hook' in name})
 
 
-@lru_cache(maxsize=None)
+@cache
 def parallel_for() -> int | None:
     """The address of the C function ``torch_parallel_for`` of PyTorch's stable ABI; None if it is not to be found."""
     try:

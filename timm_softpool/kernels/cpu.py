@@ -8,8 +8,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import platform
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,26 +30,25 @@ class _Call(ctypes.Structure):
         ('detach_weights', ctypes.c_bool)]
 
 
-@lru_cache(maxsize=None)
-def _library() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
+@cache
+def _library() -> tuple[Any, str]:
+    """The library, or None and why there is none."""
     spec = importlib.util.find_spec(f'{__package__}._cpu')
     if spec is None or spec.origin is None:
-        return 'it was not built; install timm-softpool again where there is a C++ compiler (GCC or Clang)'
+        return None, 'it was not built; install timm-softpool again where there is a C++ compiler (GCC or Clang)'
     try:
         library = ctypes.CDLL(spec.origin)
     except OSError as error:
-        return f'its library does not load on this {platform.machine()} machine: {error}'
+        return None, f'its library does not load on this {platform.machine()} machine: {error}'
     library.soft_pool_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int32, ctypes.c_int32]
     library.soft_pool_run.restype = None
     library.soft_pool_set_isa.argtypes = [ctypes.c_char_p]
     library.soft_pool_set_isa.restype = ctypes.c_char_p
-    return library
+    return library, ''
 
 
 def missing() -> str:
-    library = _library()
-    return library if isinstance(library, str) else ''
+    return _library()[1]
 
 
 def supports(input: Tensor, window: Window) -> bool:
@@ -60,7 +60,7 @@ def set_isa(name: str = '') -> str:
 
     Without a name, the best. Returns the name of those that serve from now on.
     """
-    return _library().soft_pool_set_isa(name.encode()).decode()
+    return _library()[0].soft_pool_set_isa(name.encode()).decode()
 
 
 def forward(input: Tensor, window: Window, output_size: list[int]) -> Tensor:
@@ -87,7 +87,7 @@ def _run(input: Tensor, grad_output: Tensor | None, result: Tensor, window: Wind
     if grad_output is not None:
         grad_output = grad_output.contiguous(memory_format=format)
         call.grad_output = grad_output.data_ptr()
-    _library().soft_pool_run(call, _DTYPES[input.dtype], format != torch.contiguous_format)
+    _library()[0].soft_pool_run(call, _DTYPES[input.dtype], format != torch.contiguous_format)
 
 
 @lru_cache(maxsize=1024)

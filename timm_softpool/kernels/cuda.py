@@ -7,7 +7,7 @@ input always gives the same bits.
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def definitions(dtype: torch.dtype, window: Window, channels_last: bool, vector:
     return ''.join(f'#define {name} {value}\n' for name, value in values.items())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel(name: str, device: int, defined: str) -> Any:
     """The kernel ``name``, loaded on the current ``device``."""
     driver, _ = _bindings()
@@ -164,7 +164,7 @@ def _kernel(name: str, device: int, defined: str) -> Any:
     return _check(driver.cuModuleGetFunction(module, name.encode()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile(architecture: str, defined: str) -> bytes:
     """The kernels as machine code for a GPU of ``architecture``, such as ``sm_90``; takes no GPU.
 
@@ -187,7 +187,7 @@ def compile(architecture: str, defined: str) -> bytes:
     return code
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bindings() -> tuple[Any, Any]:
     from cuda.bindings import driver, nvrtc
 

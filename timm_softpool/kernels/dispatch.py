@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 from torch import Tensor
@@ -70,6 +70,6 @@ def choose(input: Tensor, window: Window) -> ModuleType:
     raise AssertionError('the eager backend takes everything')
 
 
-@lru_cache(maxsize=None)
+@cache
 def _say_once(name: str, reason: str) -> None:
     _logger.warning('SoftPool runs slower than it could, backend %r is not available: %s', name, reason)

@@ -1,6 +1,6 @@
 // SoftPool of contiguous maps, one plane (sample and channel) after the other, in blocks that stay in the cache.
 #pragma once
-#include "window.h"
+#include "pairs.h"
 
 namespace SOFT_POOL_ISA {
 
@@ -154,6 +154,7 @@ INLINE void load_rows(const Block& block, const Row<T, A>& row, const T* plane, 
 template <class T> void forward_planes(const Call& call) {
     using A = Accumulate<T>;
     const Geometry& g = call.geometry;
+    if (is_pairs<A>(g)) return forward_pairs<T>(call);
     const Block block(g, lanes<A>);
     const int64_t cells = g.cells();
     parallel(call, g.batch * g.channels, g.in_size(), [&](int64_t begin, int64_t end) {
@@ -195,6 +196,7 @@ template <class T> void forward_planes(const Call& call) {
 template <class T> void backward_planes(const Call& call) {
     using A = Accumulate<T>;
     const Geometry& g = call.geometry;
+    if (is_pairs<A>(g) && !g.overlaps()) return backward_pairs<T>(call);
     const Block block(g, lanes<A>);
     const int64_t cells = g.cells(), chunk = 16 * lanes<A>;
     const int64_t shared = (g.kernel[0] - 1) / g.stride[0];  // rows of numbers with the next block

@@ -25,6 +25,7 @@ struct Float16 { uint16_t bits; };
 // T is how numbers are stored, Accumulate<T> how they are computed with.
 template <class T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
+template <class T> struct Accumulator<const T> : Accumulator<T> {};
 template <class T> using Accumulate = typename Accumulator<T>::type;
 
 template <class A> struct Float;

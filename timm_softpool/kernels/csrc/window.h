@@ -13,7 +13,7 @@ template <class A, int K, class Tap> struct Windows {
 
     int64_t cells;
     Tap tap;
-    Vec<A> max, total, mean;             // mean of what `above` gives, weighted
+    Vec<A> max, share, mean;             // share = 1 / sum w_i; mean of what `above` gives, weighted
     Vec<A> exponents[kept], weights[kept];
 
     // (x - m) / ln 2, whose power of two is exp(x - m). That of -inf is finite, for 0 * -inf is not 0; NaN stays NaN.
@@ -29,36 +29,39 @@ template <class A, int K, class Tap> struct Windows {
             max = exponents[0];
             UNROLL for (int i = 1; i < kept; ++i) max = exponents[i] > max ? exponents[i] : max;
             UNROLL for (int i = 0; i < kept; ++i) exponents[i] = above(exponents[i]);
-            constexpr int group = K % 4 ? K % 3 ? K : 3 : 4;  // as many as the registers hold
-            UNROLL for (int i = 0; i < kept; i += kept < group ? kept : group) exp2<A, kept < group ? kept : group>(exponents + i, weights + i);
-            total = weights[0];
+            constexpr int group = !K ? 1 : K % 4 == 0 ? 4 : K % 3 == 0 ? 3 : K;  // as many as the registers hold
+            UNROLL for (int i = 0; i < K; i += group) exp2<A, group>(exponents + i, weights + i);
+            Vec<A> total = weights[0];
             mean = weights[0] * exponents[0];
             UNROLL for (int i = 1; i < kept; ++i) {
                 total += weights[i];
                 mean += weights[i] * exponents[i];
             }
+            share = 1 / total;
         } else {
             max = tap(0);
             for (int64_t i = 1; i < cells; ++i) {
                 Vec<A> x = tap(i);
                 max = x > max ? x : max;
             }
-            total = mean = Vec<A>{};
+            Vec<A> total{};
+            mean = total;
             for (int64_t i = 0; i < cells; ++i) {
                 Vec<A> exponent = above(tap(i)), weight;
                 exp2<A, 1>(&exponent, &weight);
                 total += weight;
                 mean += weight * exponent;
             }
+            share = 1 / total;
         }
-        mean /= total;
+        mean *= share;
     }
 
     INLINE Vec<A> value() const { return max + mean * ln_2; }
 
     // Calls `body(i, gradient)` for each cell: d out / d x_i * grad = w_i / sum w * (1 + slope * (x_i - out)) * grad.
     template <class F> INLINE void gradients(Vec<A> grad, A slope, F body) const {
-        const Vec<A> scale = grad / total;
+        const Vec<A> scale = grad * share;
         const Mask<A> finite = is_finite<A>(mean);
         auto gradient = [&](Vec<A> exponent, Vec<A> weight) {
             Vec<A> factor = 1 + slope * ln_2 * (exponent - mean);
