@@ -1,4 +1,6 @@
 """What the documents and the demo show works."""
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -27,3 +29,12 @@ def test_the_demo_names_what_it_sees_and_draws_the_comparison(tmp_path):
     for photograph in ('chelsea', 'coffee'):
         assert scores[photograph, 'SoftPool'] > scores[photograph, 'maximum']
     assert Image.open(tmp_path / 'comparison.png').size == (4 * 392, 2 * 412)
+
+
+def test_the_readmes_figures_are_those_that_were_measured():
+    spec = importlib.util.spec_from_file_location('report', ROOT / 'benchmarks' / 'report.py')
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    figures = json.loads(report.RESULTS.read_text())
+    assert report.update(ROOT / 'README.md', figures) == (ROOT / 'README.md').read_text()
+    assert report.table(figures).count('\n') == 1 + len(figures['results'])
