@@ -71,13 +71,13 @@ class FASTConv3d(nn.Module):
         self.space = nn.Conv3d(in_channels, out_channels, (1, k, k), (1, *space), (0, pad, pad), bias=bias)
         self.after_space = between()
         self.horizontal = nn.Conv3d(out_channels, horizontal, (k, 1, k), (time, 1, 1), (pad, 0, pad), bias=bias)
-        self.after_horizontal = nn.Sequential() if parallel else between()
+        self.after_horizontal = None if parallel else between()
         self.vertical = nn.Conv3d(out_channels, vertical, (k, k, 1), (time if parallel else 1, 1, 1), (pad, pad, 0),
                                   bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.after_space(self.space(input))
-        if not self.parallel:
+        if self.after_horizontal is not None:
             return self.vertical(self.after_horizontal(self.horizontal(x)))
         horizontal, vertical = self.horizontal(x), self.vertical(x)
         return horizontal + vertical if self.fuse == 'sum' else torch.cat([horizontal, vertical], dim=1)

@@ -36,10 +36,10 @@ def select_similar_frames(input: Tensor) -> Tensor:
     return input.gather(2, index[:, None, :, None, None].expand(-1, input.shape[1], -1, *input.shape[3:]))
 
 
-def halve_maps(input: Tensor) -> Tensor:
-    """The average of 2 x 2 cells of each frame, or of what there is on an axis of one cell."""
-    height, width = input.shape[3:]
-    return F.avg_pool3d(input, (1, min(height, 2), min(width, 2)))
+def halve(input: Tensor, time: bool = False) -> Tensor:
+    """The average of 2 x 2 cells of each frame, and of 2 frames if ``time``; an axis of one cell keeps it."""
+    frames, height, width = input.shape[2:]
+    return F.avg_pool3d(input, (min(frames, 2) if time else 1, min(height, 2), min(width, 2)))
 
 
 def resize(input: Tensor, size: torch.Size) -> Tensor:
@@ -114,6 +114,6 @@ class MTConv3d(nn.Module):
         short, long = self.conv_short(streams[0]), self.conv_long(streams[1])
         normed = self.norm_long(long)
         if self.conv_lateral is not None:
-            lateral = resize(select_similar_frames(halve_maps(short)), long.shape[2:])
+            lateral = resize(select_similar_frames(halve(short)), long.shape[2:])
             normed = normed + self.norm_long(self.conv_lateral(lateral))
         return self.norm_short(short), normed

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import FASTConv3d
+from ..layers.mtconv import halve
 from .net import Head, Layer, Stem, VideoNet, stem_pool, with_options
 from .resnet import pointwise, stem_conv
 
@@ -30,6 +31,13 @@ class DenseLayer(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.cat([input, super().forward(input)], dim=1)
+
+
+class Halve(nn.Module):
+    """Average pool of 2 frames, rows and columns, of an axis of one cell that cell."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return halve(input, time=True)
 
 
 def create_fast_densenet(
@@ -94,7 +102,7 @@ def create_fast_densenet(
             channels += GROWTH
         layers += [norm(num_features=channels), activation()]
         if index < len(depths) - 1:
-            layers += [pointwise(channels, channels // 2), nn.AvgPool3d(2, ceil_mode=True)]
+            layers += [pointwise(channels, channels // 2), Halve()]
             channels //= 2
         stages.append(nn.Sequential(*layers))
     return VideoNet([stem, *stages, Head(channels, model_num_class, dropout_rate)])

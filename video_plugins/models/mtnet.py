@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import MTConv3d, SqueezeRecursion, select_similar_frames
-from ..layers.mtconv import Streams, halve_maps, resize, split_channels
+from ..layers.mtconv import Streams, halve, resize, split_channels
 from .net import Head, Layer, Stem, VideoNet, stem_pool, with_options
 from .resnet import WIDTHS, create_stages, stem_conv
 
@@ -40,7 +40,7 @@ class SplitStreams(nn.Module):
     def forward(self, input: Tensor) -> Streams:
         input = select_similar_frames(input)
         short, long = input.split(split_channels(input.shape[1], self.ratio), dim=1)
-        return short, select_similar_frames(halve_maps(long))
+        return short, select_similar_frames(halve(long))
 
 
 class MTStem(Stem):
