@@ -154,8 +154,8 @@ def convert_checkpoint(state_dict: Mapping[str, Any], architecture: str) -> Stat
 
     Takes the tensors out of a training checkpoint, drops the prefixes of `DataParallel` and `torch.compile`, and gives
     the layers of DenseNet (``norm.1`` -> ``norm1``) and of the video networks, once `video_plugins` is imported, their
-    names here. A checkpoint in the architecture's own layout comes back as it is. Every name and shape is compared with the architecture's, for the classifier's and the first convolution's own
-    sizes.
+    names here. A checkpoint in the architecture's own layout comes back as it is. Every name and shape is compared with
+    the architecture's, for the classifier's and the first convolution's own sizes.
 
     Raises:
         ValueError: If tensors are missing, left over or of another shape, with their names.

@@ -17,8 +17,15 @@ import timm
 import torch
 from fvcore.common.registry import Registry
 from pytorchvideo.models import hub as pytorchvideo_hub
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models import model_entrypoint, resolve_pretrained_cfg
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    model_entrypoint,
+    register_model,
+    resolve_pretrained_cfg,
+)
+
 from timm_softpool.pretrained import LAYOUTS, locate, pretrained_cfgs
 
 from .checkpoints import rename
@@ -33,15 +40,10 @@ ARGUMENTS = {'num_classes': 'model_num_class', 'in_chans': 'input_channel', 'dro
 MTNET_DEPTHS = {'xs': (2, 2, 2, 2), 's': (2, 2, 5, 3), 'm': (3, 4, 6, 3), 'l': (3, 4, 23, 3), 'xl': (3, 8, 36, 3),
                 'xxl': (3, 24, 36, 3)}
 
-SRTG_PAPER = dict(paper_name='Learn to cycle: Time-consistent feature discovery for action recognition',
-                  paper_ids='arXiv:2006.08247')
-MTNET_PAPER = dict(paper_name='Right on Time: Multi-Temporal Convolutions for Human Action Recognition in Videos',
-                   paper_ids='arXiv:2011.03949')
-FAST_PAPER = dict(paper_name='Spatio-Temporal FAST 3D Convolutions for Human Action Recognition',
-                  paper_ids='arXiv:1909.13474')
+SRTG_PAPER, MTNET_PAPER, FAST_PAPER = 'arXiv:2006.08247', 'arXiv:2011.03949', 'arXiv:1909.13474'
 
 # Name -> builder, what the builder is told, what the network is, and its paper.
-VARIANTS: dict[str, tuple[Callable[..., VideoNet], dict[str, Any], str, dict[str, str]]] = {}
+VARIANTS: dict[str, tuple[Callable[..., VideoNet], dict[str, Any], str, str]] = {}
 for _form, _parallel in (('', False), ('_parallel', True)):
     _kind = 'FAST convolutions' + ', horizontal and vertical in parallel' * _parallel
     VARIANTS |= {f'fast_r3d_{depth}{_form}': (
@@ -119,9 +121,10 @@ def _entry_point(name: str, builder: Callable[..., VideoNet], options: dict[str,
         kwargs = {timm_names.get(key, key): value for key, value in kwargs.items()}
         if kwargs.pop('features_only', False):
             raise TypeError(f'{name} has no features_only network; its stages are model.blocks')
-        cfg = kwargs.pop('pretrained_cfg', None)
-        cfg = resolve_pretrained_cfg(name, VideoCfg(**cfg) if isinstance(cfg, dict) else cfg,
-                                     kwargs.pop('pretrained_cfg_overlay', None))
+        cfg: Any = kwargs.pop('pretrained_cfg', None)
+        if isinstance(cfg, dict):
+            cfg = VideoCfg(**cfg)
+        cfg = resolve_pretrained_cfg(name, cfg, kwargs.pop('pretrained_cfg_overlay', None))
         if pretrained:
             if kwargs.get('in_chans', 3) != 3:
                 raise ValueError(f'in_chans must be 3 for the weights of {name}, got {kwargs["in_chans"]}')
@@ -132,7 +135,7 @@ def _entry_point(name: str, builder: Callable[..., VideoNet], options: dict[str,
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = __name__
-    create.__doc__ = f"""{text} ({VARIANTS[name][3]["paper_ids"]}).
+    create.__doc__ = f"""{text} ({VARIANTS[name][3]}).
 
     Args:
         pretrained: Load the published weights of the name's default tag.
@@ -159,7 +162,7 @@ def register() -> None:
     for name, (_, options, _, paper) in VARIANTS.items():
         factorised = options.get('convolution') == '2plus1d'
         LAYOUTS[name] = partial(rename, factorised=factorised)
-        base = replace(VideoCfg(), **paper)
+        base = VideoCfg(paper_ids=paper)
         cfgs |= pretrained_cfgs(name, replace(base, first_conv='blocks.0.conv.spatial') if factorised else base)
     vars(module)['default_cfgs'] = generate_default_cfgs(cfgs)  # where timm looks for them
     for name, (builder, options, text, _) in VARIANTS.items():

@@ -13,7 +13,8 @@ from torch import nn
 from ..pretrained import locate, pretrained_cfgs
 
 SUFFIX = '_softpool'
-PAPER = dict(paper_name='Refining activation downsampling with SoftPool', paper_ids='arXiv:2101.00440')
+PAPER: dict[str, Any] = {
+    'paper_name': 'Refining activation downsampling with SoftPool', 'paper_ids': 'arXiv:2101.00440'}
 
 
 def list_models(pattern: str = '*') -> list[str]:

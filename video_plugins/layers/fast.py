@@ -57,7 +57,7 @@ class FASTConv3d(nn.Module):
         if parallel and fuse == 'cat' and out_channels < 2:
             raise ValueError(f"fuse='cat' needs out_channels of at least 2, got {out_channels}")
         k, pad = kernel_size, kernel_size // 2
-        time, *space = (stride,) * 3 if isinstance(stride, int) else stride
+        time, height, width = (stride,) * 3 if isinstance(stride, int) else stride
         self.parallel = parallel
         self.fuse = fuse
 
@@ -68,7 +68,7 @@ class FASTConv3d(nn.Module):
         horizontal = vertical = out_channels
         if parallel and fuse == 'cat':
             horizontal, vertical = out_channels - out_channels // 2, out_channels // 2
-        self.space = nn.Conv3d(in_channels, out_channels, (1, k, k), (1, *space), (0, pad, pad), bias=bias)
+        self.space = nn.Conv3d(in_channels, out_channels, (1, k, k), (1, height, width), (0, pad, pad), bias=bias)
         self.after_space = between()
         self.horizontal = nn.Conv3d(out_channels, horizontal, (k, 1, k), (time, 1, 1), (pad, 0, pad), bias=bias)
         self.after_horizontal = None if parallel else between()

@@ -26,12 +26,12 @@ class Recurrence(nn.RNNBase):
         super().__init__(RECURRENCES[kind], channels, channels, num_layers)
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        weights = [weight for layer in self.all_weights for weight in layer]
+        weights: list[Tensor] = [weight for layer in self.all_weights for weight in layer]
         state = input.new_zeros(self.num_layers, input.shape[1], self.hidden_size)
-        options = (weights, True, self.num_layers, 0.0, self.training, False, False)
+        options = (True, self.num_layers, 0.0, self.training, False, False)
         if self.mode == 'LSTM':
-            return torch.lstm(input, (state, state), *options)[0]
-        return torch.gru(input, state, *options)[0]
+            return torch.lstm(input, (state, state), weights, *options)[0]
+        return torch.gru(input, state, weights, *options)[0]
 
 
 def temporal_gate(squeezed: Tensor, recursed: Tensor, mode: str = 'or') -> Tensor:

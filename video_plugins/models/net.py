@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from pytorchvideo.models.net import Net
-from timm_softpool import SoftPool3d
 from torch import Tensor, nn
+
+from timm_softpool import SoftPool3d
 
 Layer = Callable[..., nn.Module]
 Size3 = tuple[int, int, int]

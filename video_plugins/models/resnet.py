@@ -29,10 +29,10 @@ class Conv2Plus1d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int | Size3 = 1, *, mid_channels: int,
                  norm: Layer, activation: Layer, kernel_size: int = 3) -> None:
         super().__init__()
-        time, *space = (stride,) * 3 if isinstance(stride, int) else stride
+        time, height, width = (stride,) * 3 if isinstance(stride, int) else stride
         pad = kernel_size // 2
-        self.spatial = nn.Conv3d(in_channels, mid_channels, (1, kernel_size, kernel_size), (1, *space), (0, pad, pad),
-                                 bias=False)
+        self.spatial = nn.Conv3d(in_channels, mid_channels, (1, kernel_size, kernel_size), (1, height, width),
+                                 (0, pad, pad), bias=False)
         self.norm = norm(num_features=mid_channels)
         self.activation = activation()
         self.temporal = nn.Conv3d(mid_channels, out_channels, (3, 1, 1), (time, 1, 1), (1, 0, 0), bias=False)
@@ -165,6 +165,8 @@ def create_srtg_resnet(
         mid = 27 * block_channels * out_channels // (9 * block_channels + 3 * out_channels)
         return factorised(in_channels, out_channels, stride, mid_channels=mid)
 
+    first_conv: nn.Module
+    conv: Layer
     if convolution == '3d':
         first_conv, conv = stem_conv(input_channel, WIDTHS[0]), spacetime
     else:
