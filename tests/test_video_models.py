@@ -26,9 +26,11 @@ from video_plugins import create_fast_resnet, create_srtg_resnet, hub, list_mode
 from video_plugins.models.resnet import PLACEMENTS
 
 NAMES = list_models()
-# One small network of each kind; all others have the same modules, more often.
+# One network of each kind; all others have the same modules, more often. Some are made of fewer for speed.
 SMALL = ['fast_r3d_18', 'fast_r3d_18_parallel', 'fast_densenet121_parallel', 'mtnet_xs', 'mtnet_xs_g8', 'r2plus1d_18',
          'srtg_r3d_18']
+SHALLOW = {'fast_densenet121_parallel': dict(depths=(2, 2, 2, 2)), 'mtnet_xs': dict(depths=(1, 2, 1, 1)),
+           'mtnet_xs_g8': dict(depths=(1, 2, 1, 1))}
 # Parameters (M) with 400 classes and multiply-accumulates (G) at 16 x 224 x 224 of the authors' networks, in which
 # fvcore counts 2 for each element of a BatchNorm and 5 of a GroupNorm.
 MEASURED = {
@@ -55,6 +57,10 @@ small = pytest.mark.parametrize('name', SMALL)
 def create(name, **options):
     """A network that has shapes but no values."""
     return video_plugins.create_model(name, device='meta', **options).eval()
+
+
+def create_small(name, **options):
+    return video_plugins.create_model(name, **SHALLOW.get(name, {}), **options).eval()
 
 
 def clip(frames=4, size=32, batch=1, device='cpu'):
@@ -107,7 +113,7 @@ def test_a_network_is_a_net_whose_classifier_can_be_replaced_and_left_out_in_the
 @small
 @torch.no_grad()
 def test_clips_may_have_any_length_and_any_size_of_32_pixels_and_more(name):
-    model = video_plugins.create_model(name, num_classes=0).eval()
+    model = create_small(name, num_classes=0)
     for frames, size in ((1, 32), (2, 40), (3, 33)):
         assert model(clip(frames, size)).shape == (1, model.num_features)
 
@@ -133,13 +139,14 @@ def test_size_and_cost_are_those_measured_for_the_reconstruction(depth, parallel
     assert (parameters, macs) == pytest.approx(FAST_MEASURED[depth, parallel, fuse], rel=0.01)
 
 
-@pytest.mark.parametrize('placement', PLACEMENTS)
-@pytest.mark.parametrize('depth', [18, 50])
+def test_a_simple_block_has_no_place_behind_its_first_of_three_convolutions():
+    with pytest.raises(ValueError, match="'top' needs bottlenecks"):
+        create_srtg_resnet(model_depth=18, placement='top')
+
+
+@pytest.mark.parametrize(('placement', 'depth'),
+                         [(place, 50 if place == 'top' else 18) for place in PLACEMENTS])
 def test_a_recursion_can_stand_in_each_of_the_places(placement, depth):
-    if (placement, depth) == ('top', 18):
-        with pytest.raises(ValueError, match="'top' needs bottlenecks"):
-            create_srtg_resnet(model_depth=depth, placement=placement)
-        return
     model = create_srtg_resnet(model_depth=depth, placement=placement, model_num_class=3)
     model(clip(2, 32, 2)).sum().backward()
     recursions = [block.recursion for stage in model.blocks[1:-1] for block in stage]
@@ -163,7 +170,7 @@ def test_a_builder_says_what_it_takes(options, message):
 
 @small
 def test_logits_train_every_parameter(name):
-    model = video_plugins.create_model(name, num_classes=5).train()
+    model = create_small(name, num_classes=5).train()
     logits = model(clip(4, 64, 2))
     nn.functional.cross_entropy(logits, torch.tensor([1, 3])).backward()
     assert not [n for n, parameter in model.named_parameters()
@@ -173,10 +180,10 @@ def test_logits_train_every_parameter(name):
 @small
 @torch.no_grad()
 def test_a_network_comes_back_from_its_state_a_copy_and_a_file(name):
-    model, input = video_plugins.create_model(name, num_classes=5).eval(), clip()
+    model, input = create_small(name, num_classes=5), clip()
     expected = model(input)
     assert not torch.allclose(expected.sum(1), torch.ones(1))  # no probabilities
-    fresh = video_plugins.create_model(name, num_classes=5).eval()
+    fresh = create_small(name, num_classes=5)
     fresh.load_state_dict(model.state_dict(), strict=True)
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
@@ -191,7 +198,7 @@ def test_a_network_comes_back_from_its_state_a_copy_and_a_file(name):
 @small
 @torch.no_grad()
 def test_compiled_exported_and_traced_networks_give_the_same_logits(name):
-    model, input = video_plugins.create_model(name, num_classes=5).eval(), clip()
+    model, input = create_small(name, num_classes=5), clip()
     expected = model(input)
     for other in (torch.compile(model, fullgraph=True, backend='eager'), torch.export.export(model, (input,)).module(),
                   torch.jit.trace(model, input, check_trace=False)):
@@ -200,9 +207,11 @@ def test_compiled_exported_and_traced_networks_give_the_same_logits(name):
 
 @small
 def test_autocast_trains_in_bfloat16(name):
-    model = video_plugins.create_model(name, num_classes=5).train()
+    model = create_small(name, num_classes=5).train()
+    # Of two frames, which the stem makes one: PyTorch 2.14 gives NaN as bfloat16 gradients of the weights of plain
+    # convolutions with kernels (3, 1, 1) and (3, 3, 1) over two frames on a CPU.
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        logits = model(clip(4, 64, 2))
+        logits = model(clip(2, 64, 2))
     assert logits.dtype == torch.bfloat16
     logits.float().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -298,7 +307,7 @@ def test_a_configuration_of_hydra_makes_its_network(path):
 
 @small
 def test_fvcore_counts_what_costs_and_twice_as_much_for_two_clips(name, caplog):
-    model = video_plugins.create_model(name, pool='soft').eval()
+    model = create_small(name, pool='soft')
     with caplog.at_level(logging.ERROR):
         one, two = (FlopCountAnalysis(model, clip(batch=batch)) for batch in (1, 2))
         assert two.total() == 2 * one.total()
