@@ -212,7 +212,7 @@ def test_autocast_trains_in_bfloat16(name):
         logits = model(clip(4, 64, 2))
     assert logits.dtype == torch.bfloat16
     logits.float().sum().backward()
-    # PyTorch 2.14 on a CPU gives NaN as bfloat16 gradients of the weights of plain convolutions in time over two frames.
+    # PyTorch 2.14 on a CPU gives NaN as bfloat16 gradients of weights of plain convolutions in time over two frames.
     in_time = {f'{n}.weight' for n, conv in model.named_modules()
                if isinstance(conv, nn.Conv3d) and conv.kernel_size[0] > 1}
     assert not [n for n, parameter in model.named_parameters()
