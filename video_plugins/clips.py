@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Sequence
 from fractions import Fraction
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,17 +19,20 @@ from timm_softpool.functional import to_tuple
 
 from .hub import VideoCfg
 
+# Imported when they are needed: neither is needed for the networks.
+DECODERS = {'pyav': '.decode', 'torchcodec': '.decode_torchcodec'}
+
 
 def load_clip(path: str | os.PathLike[str], num_frames: int = 16, frame_stride: float = 2,
               size: int | Sequence[int] = 224, start: float = 0.0, **transform: Any) -> Tensor:
-    """One clip of a video, (1, 3, T, H, W), from `start` seconds on: :func:`load_clips`, which takes the same arguments."""
+    """One clip of a video, (1, 3, T, H, W), from `start` seconds on; for the rest see :func:`load_clips`."""
     return load_clips(path, [start], num_frames, frame_stride, size, **transform)
 
 
 def load_clips(path: str | os.PathLike[str], starts: int | Sequence[float] = 10, num_frames: int = 16,
                frame_stride: float = 2, size: int | Sequence[int] = 224, *, crop_pct: float = 1.0,
                interpolation: str = 'bilinear', mean: Sequence[float] = VideoCfg.mean,
-               std: Sequence[float] = VideoCfg.std) -> Tensor:
+               std: Sequence[float] = VideoCfg.std, decoder: str = 'pyav') -> Tensor:
     """Some clips of a video, decoded in one go.
 
     Frame i of a clip is the one nearest to the moment ``start + i * frame_stride / rate`` seconds after the first frame
@@ -54,12 +58,13 @@ def load_clips(path: str | os.PathLike[str], starts: int | Sequence[float] = 10,
         interpolation: 'bilinear', 'bicubic', or another name of torchvision's `InterpolationMode`.
         mean: Of red, green and blue in 0..1; by default that of our networks' configurations.
         std: The standard deviation, likewise.
+        decoder: 'pyav', or 'torchcodec', which gives the same pixels and needs an FFmpeg of its own.
 
     Returns:
         float32 (N, 3, T, H, W), clips in the order of `starts`.
 
     Raises:
-        ImportError: If PyAV is missing.
+        ImportError: If the decoder is missing.
         OSError: If the file cannot be opened.
         TypeError: If `num_frames`, `size` or a number of clips is no integer.
         ValueError: If an argument has a bad value, a start is not in the video, or the file has no video that can be
@@ -77,9 +82,9 @@ def load_clips(path: str | os.PathLike[str], starts: int | Sequence[float] = 10,
         if len(values) != 3:
             raise ValueError(f'{name} must have a number for each of red, green and blue, got {values!r}')
     mode = InterpolationMode(interpolation)
-    from .decode import Video
-
-    with Video(path) as video:
+    if decoder not in DECODERS:
+        raise ValueError(f'decoder must be one of {", ".join(DECODERS)}, got {decoder!r}')
+    with import_module(DECODERS[decoder], __package__).Video(path) as video:
         step = frame_stride / video.rate
         begins = list(starts) if isinstance(starts, Sequence) else _spread(
             operator.index(starts), video.duration - (num_frames - 1) * step - 1 / video.rate)

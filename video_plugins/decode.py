@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from itertools import chain
 from math import inf
 from typing import NamedTuple
@@ -114,16 +115,16 @@ class Video:
     def _open(self) -> None:
         self._file.seek(0)
         try:
-            self._container = av.open(self._file)
+            self._container = av.open(self._file, 'r')
         except (av.FFmpegError, UnicodeDecodeError) as error:  # the latter of damaged metadata
             raise ValueError(f'{self.path} is no video that FFmpeg can read: {_reason(error)}') from error
         stream = self._container.streams.best('video')
-        if stream is None or av.stream.Disposition.attached_pic in stream.disposition:
+        if not isinstance(stream, av.VideoStream) or av.stream.Disposition.attached_pic in stream.disposition:
             raise ValueError(f'{self.path} has no video, only {", ".join(s.type for s in self._container.streams)}')
         if stream.codec_context is None:
             raise ValueError(f'{self.path} is coded in a way that FFmpeg cannot decode here')
         stream.thread_type = 'AUTO'
-        self._stream = stream
+        self._stream, self._tick = stream, stream.time_base or Fraction(1, av.time_base)
         # The container's duration covers the sound as well.
         self._stated = (self._seconds(stream.duration) if stream.duration else self._container.duration / av.time_base
                         if self._container.duration and len(self._container.streams) == 1 else None)
@@ -148,7 +149,7 @@ class Video:
         while back < moment:
             target = (self._origin or 0) + moment - back
             try:
-                self._container.seek(int(target / self._stream.time_base), stream=self._stream)
+                self._container.seek(int(target / self._tick), stream=self._stream)
             except av.FFmpegError:
                 break
             frames = self._frames(inf)
@@ -162,7 +163,7 @@ class Video:
         return self._frames(0.0)
 
     def _seconds(self, ticks: int | None) -> float:
-        return float((ticks or 0) * self._stream.time_base)
+        return float((ticks or 0) * self._tick)
 
     def _length(self, frame: av.VideoFrame) -> float:
         return self._seconds(frame.duration) or 1 / self.rate
