@@ -58,7 +58,8 @@ def load_clips(path: str | os.PathLike[str], starts: int | Sequence[float] = 10,
         interpolation: 'bilinear', 'bicubic', or another name of torchvision's `InterpolationMode`.
         mean: Of red, green and blue in 0..1; by default that of our networks' configurations.
         std: The standard deviation, likewise.
-        decoder: 'pyav', or 'torchcodec', which gives the same pixels and needs an FFmpeg of its own.
+        decoder: 'pyav', or 'torchcodec', which needs an FFmpeg of its own and gives the same pixels for
+            ordinary MP4 and WebM files (`decode_torchcodec` tells for which it does not).
 
     Returns:
         float32 (N, 3, T, H, W), clips in the order of `starts`.

@@ -113,6 +113,8 @@ class Video:
             yield picture
 
     def _open(self) -> None:
+        if not self._file.seek(0, os.SEEK_END):
+            raise ValueError(f'{self.path} is empty')
         self._file.seek(0)
         try:
             self._container = av.open(self._file, 'r')
@@ -125,9 +127,12 @@ class Video:
             raise ValueError(f'{self.path} is coded in a way that FFmpeg cannot decode here')
         stream.thread_type = 'AUTO'
         self._stream, self._tick = stream, stream.time_base or Fraction(1, av.time_base)
-        # The container's duration covers the sound as well.
-        self._stated = (self._seconds(stream.duration) if stream.duration else self._container.duration / av.time_base
-                        if self._container.duration and len(self._container.streams) == 1 else None)
+        # The container's duration covers the sound as well, and counts from 0, not from the first frame.
+        self._stated: float | None = None
+        if stream.duration:
+            self._stated = self._seconds(stream.duration)
+        elif self._container.duration and len(self._container.streams) == 1:
+            self._stated = self._container.duration / av.time_base - self._seconds(stream.start_time)
 
     def _frames(self, time: float) -> Iterator[TimedFrame]:
         """What follows in the order of showing; ``time`` is for frames without timestamps."""
