@@ -175,9 +175,11 @@ class Video:
 
     def _picture(self, frame: av.VideoFrame) -> Picture:
         quarters = round(frame.rotation / 90)
-        pixels = torch.from_numpy(frame.to_ndarray(format='rgb24')).rot90(quarters).permute(2, 0, 1)
+        pixels = torch.from_numpy(frame.to_ndarray(format='rgb24'))
+        if quarters:  # not the copy that turning by nothing is
+            pixels = pixels.rot90(quarters)
         aspect = float(self._stream.sample_aspect_ratio or 1)
-        return Picture(pixels, 1 / aspect if quarters % 2 else aspect)
+        return Picture(pixels.permute(2, 0, 1), 1 / aspect if quarters % 2 else aspect)
 
 
 def _reason(error: Exception) -> str:
