@@ -213,9 +213,10 @@ def test_predict_takes_a_model_from_a_folder_and_its_labels(labels, image, tmp_p
     assert names >= {label for label in labels or ['class 0', 'class 1', 'class 2'] if not label.startswith('n0')}
 
 
-@pytest.mark.parametrize('topk', [0, -1])
-def test_a_topk_below_one_is_refused_before_any_work(topk, failure):
-    assert f'--topk must be at least 1, got {topk}' in failure('predict', '--topk', topk, 'nothing.png')
+@pytest.mark.parametrize('option', ['--topk', '--clips'])
+@pytest.mark.parametrize('value', [0, -1])
+def test_numbers_below_one_are_refused_before_any_work(option, value, failure):
+    assert f'{option} must be at least 1, got {value}' in failure('predict', option, value, 'nothing.png')
 
 
 @pytest.mark.parametrize(('content', 'message'), [
@@ -273,6 +274,118 @@ def test_damaged_weights_are_a_clear_error(image, failure, tmp_path, monkeypatch
     assert f'{path} is damaged' in failure('predict', image)
 
 
+# predict: weights of one's own, and videos
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """``checkpoint(name, suffix)``: weights of a model of three classes whose logits are always 0, 2 and 1."""
+    def write(name, suffix='.safetensors'):
+        model = timm.create_model(name, num_classes=3)
+        classifier = model.get_submodule(model.pretrained_cfg['classifier'])
+        torch.nn.init.zeros_(classifier.weight)
+        classifier.bias.data = torch.tensor([0., 2, 1])
+        path = tmp_path_factory.mktemp('checkpoint') / f'own{suffix}'
+        if suffix == '.safetensors':
+            write_safetensors(model.state_dict(), path)
+        else:
+            torch.save({'state_dict': {f'module.{key}': value for key, value in model.state_dict().items()}}, path)
+        return path
+    return write
+
+
+@pytest.fixture
+def video(tmp_path):
+    av = pytest.importorskip('av')
+    path = tmp_path / 'video.avi'
+    with av.open(path, 'w') as container:
+        stream = container.add_stream('mjpeg', rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuvj420p'
+        for level in range(50, 90):
+            picture = av.VideoFrame.from_ndarray(torch.full((48, 64, 3), level, dtype=torch.uint8).numpy())
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
+def test_predict_takes_a_checkpoint_of_ones_own_with_as_many_classes_as_it_has(suffix, checkpoint, image, command):
+    path = checkpoint('test_resnet_softpool', suffix)
+    lines = command('predict', image, '--model', 'test_resnet_softpool', '--checkpoint', path)
+    assert [line.split('  ')[-1] for line in lines[1:]] == ['class 1', 'class 2', 'class 0']
+    assert lines[1].startswith(f'  {math.exp(2) / (1 + math.exp(1) + math.exp(2)):6.1%}  ')
+
+
+def test_a_checkpoint_of_another_model_is_a_clear_error(checkpoint, image, failure):
+    path = checkpoint('test_resnet_softpool')
+    message = failure('predict', image, '--model', 'resnet18_softpool', '--checkpoint', path)
+    assert 'the checkpoint does not fit resnet18_softpool; missing: ' in message
+
+
+@pytest.mark.parametrize(('name', 'content', 'message'), [
+    ('none.pth', None, 'there is no checkpoint'), ('bad.safetensors', b'bad', 'is not a whole checkpoint of tensors')])
+def test_a_checkpoint_that_cannot_be_read_is_a_clear_error(name, content, message, image, tmp_path, failure):
+    if content:
+        (tmp_path / name).write_bytes(content)
+    assert message in failure('predict', image, '--model', 'test_resnet_softpool', '--checkpoint', tmp_path / name)
+
+
+def test_predict_averages_the_clips_of_a_video(video, checkpoint, command, monkeypatch):
+    pytest.importorskip('video_plugins')
+    seen = []
+
+    class Brightness(torch.nn.Module):
+        """Its logits are ten times the mean of the clip, and 0."""
+        pretrained_cfg = dict(num_frames=4, frame_stride=2, input_size=(3, 32, 32), mean=(0,) * 3, std=(1,) * 3)
+        num_classes = 2
+
+        def forward(self, clip):
+            seen.append(clip)
+            return torch.stack([clip.mean() * 10, torch.tensor(0.)])[None]
+
+    monkeypatch.setattr(cli, '_create', lambda *_, **__: Brightness())
+    result, = json.loads('\n'.join(command('predict', video, '--clips', 3, '--json')))
+    assert [clip.shape for clip in seen] == [(1, 3, 4, 32, 32)] * 3
+    levels = torch.stack([clip.mean((0, 1, 3, 4)) * 255 for clip in seen])
+    expected = torch.tensor([[50., 52, 54, 56], [66, 68, 70, 72], [83, 85, 87, 89]])
+    torch.testing.assert_close(levels, expected, atol=1, rtol=0)
+    expected = sum(torch.sigmoid(clip.mean() * 10).item() for clip in seen) / 3
+    assert result['image'] == str(video)
+    assert result['classes'][0] == {'index': 0, 'name': 'class 0', 'probability': pytest.approx(expected, abs=1e-4)}
+
+
+def test_a_network_for_clips_classifies_videos_and_still_images(video, image, checkpoint, command):
+    pytest.importorskip('video_plugins')
+    options = '--model', 'mtnet_xs_g8', '--checkpoint', checkpoint('mtnet_xs_g8'), '--clips', 1, '--topk', 1
+    lines = command('predict', video, image, *options)
+    assert lines[::2] == [str(video), str(image)]
+    assert {line.split('  ')[-1] for line in lines[1::2]} == {'class 1'}
+
+
+@pytest.mark.usefixtures('weights')
+def test_a_video_for_an_image_network_is_an_error_that_names_the_way(video, failure):
+    message = failure('predict', video)
+    assert f'cannot read the image {video}: ' in message
+    assert 'if it is a video, name a --model for clips, such as mtnet_xs_g8' in message
+
+
+def test_a_video_that_cannot_be_read_is_named(tmp_path, checkpoint, failure):
+    pytest.importorskip('video_plugins')
+    (tmp_path / 'broken.mp4').write_bytes(b'broken')
+    options = '--model', 'mtnet_xs_g8', '--checkpoint', checkpoint('mtnet_xs_g8')
+    assert f'{tmp_path / "broken.mp4"} is no video that FFmpeg can read' in failure(
+        'predict', tmp_path / 'broken.mp4', *options)
+
+
+def test_a_network_for_clips_without_weights_is_a_clear_error(video, failure):
+    pytest.importorskip('video_plugins')
+    assert 'No pretrained weights exist for mtnet_xs_g8' in failure('predict', '--model', 'mtnet_xs_g8', video)
+
+
+def test_info_of_a_network_for_clips_counts_a_whole_clip(command):
+    pytest.importorskip('video_plugins')
+    assert ' GMAC at 3x16x224x224 ' in command('info', 'mtnet_xs_g8')[0]
+
+
 # Names of classes
 
 @pytest.mark.parametrize(('cfg', 'count', 'index', 'name'), [
@@ -280,7 +393,8 @@ def test_damaged_weights_are_a_clear_error(image, failure, tmp_path, monkeypatch
     ({}, 3, 2, 'class 2'),
     ({'label_names': ['n01443537', 'n01629819']}, 2, 0, 'goldfish'),
     ({'label_names': ('cat', 'dog')}, 2, 1, 'dog'),
-], ids=['ImageNet', 'unknown', 'labels of ImageNet', 'own labels'])
+    ({'label_names': ('cat', 'dog')}, 3, 1, 'class 1'),
+], ids=['ImageNet', 'unknown', 'labels of ImageNet', 'own labels', 'labels of other classes'])
 def test_class_names_are_readable(cfg, count, index, name):
     names = class_names(SimpleNamespace(pretrained_cfg=cfg, num_classes=count))
     assert len(names) == count

@@ -74,9 +74,13 @@ def test_a_handle_of_the_user_counts_instead_of_ours():
 
 def test_a_handle_that_was_there_before_ours_stays():
     flop_count = ModuleType('fvcore.nn.flop_count')
-    flop_count._DEFAULT_SUPPORTED_OPS = {'timm_softpool::soft_pool': len}
+    theirs = {'timm_softpool::soft_pool': len, 'aten::lstm': len}
+    flop_count._DEFAULT_SUPPORTED_OPS = dict(theirs)
     flops._teach_fvcore(flop_count)
-    assert flop_count._DEFAULT_SUPPORTED_OPS == {'timm_softpool::soft_pool': len}
+    ours = {name: flop_count._DEFAULT_SUPPORTED_OPS.pop(name)
+            for name in ('aten::gru', 'aten::rnn_tanh', 'aten::rnn_relu')}
+    assert flop_count._DEFAULT_SUPPORTED_OPS == theirs
+    assert len not in ours.values()
 
 
 def test_fvcore_still_keeps_its_handles_where_we_put_ours():

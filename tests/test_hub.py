@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+import video_plugins
 from timm_softpool import list_models, soft_pools
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = 'somebody/timm-softpool:main'
-ENTRY_POINTS = [
+IMAGE_ENTRY_POINTS = [
     'densenet121_softpool', 'densenet161_softpool', 'densenet169_softpool', 'resnet101_softpool', 'resnet152_softpool',
     'resnet18_softpool', 'resnet34_softpool', 'resnet50_softpool', 'resnext101_32x4d_softpool',
     'resnext50_32x4d_softpool', 'wide_resnet50_2_softpool']
+ENTRY_POINTS = sorted(IMAGE_ENTRY_POINTS + video_plugins.list_models())
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +28,7 @@ def home(tmp_path_factory):
     copy = home / 'hub' / 'somebody_timm-softpool_main'
     copy.mkdir(parents=True)
     shutil.copy(ROOT / 'hubconf.py', copy)
-    for folder in ('timm_softpool', 'weights'):
+    for folder in ('timm_softpool', 'video_plugins', 'weights'):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns('__pycache__', '*.safetensors'))
     return home
 
@@ -50,7 +52,7 @@ def test_list_names_the_entry_points_and_nothing_else(hub):
 
 
 def test_entry_points_are_models_of_ours():
-    assert set(ENTRY_POINTS) <= set(list_models())
+    assert set(IMAGE_ENTRY_POINTS) <= set(list_models())
 
 
 @pytest.mark.parametrize('name', ENTRY_POINTS)
@@ -78,7 +80,12 @@ def test_load_takes_a_local_checkout():
     assert model.num_classes == 3
 
 
-@pytest.mark.parametrize('name', ENTRY_POINTS)
+def test_load_makes_a_video_network(hub):
+    model = hub(torch.hub.load, 'mtnet_xs', num_classes=3, device='meta')
+    assert model(torch.empty(2, 3, 2, 32, 32, device='meta')).shape == (2, 3)
+
+
+@pytest.mark.parametrize('name', IMAGE_ENTRY_POINTS)
 def test_pretrained_and_options_reach_timm(name, hub, monkeypatch):
     calls = []
     monkeypatch.setattr('timm.create_model', lambda *arguments, **options: calls.append((arguments, options)))

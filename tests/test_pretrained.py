@@ -17,6 +17,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
+import video_plugins  # noqa: F401  (registers the video networks)
 from timm_softpool import convert_checkpoint, pretrained
 from timm_softpool.pretrained import PUBLISHED, fetch, file_hash, read_checkpoint, write_safetensors
 
@@ -63,14 +64,31 @@ def tensors_in(value):
 
 # Checkpoints of the paper's authors
 
-@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'densenet121'])
-def test_a_file_of_the_authors_gives_their_logits(name, tmp_path):
+@pytest.mark.parametrize(('name', 'architecture'), [
+    *((name, f'{name}_softpool') for name in ('resnet18', 'resnet50', 'densenet121')),
+    *((name, name) for name in ('r3d_18', 'srtg_r3d_18', 'srtg_r2plus1d_18'))])
+def test_a_file_of_the_authors_gives_their_logits(name, architecture, tmp_path):
     tensors, input, expected = author_checkpoint(name)
     torch.save(as_data_parallel(tensors), tmp_path / 'model_best.pth')
-    model = timm.create_model(f'{name}_softpool', num_classes=expected.shape[1]).eval()
-    model.load_state_dict(convert_checkpoint(read_checkpoint(tmp_path / 'model_best.pth'), f'{name}_softpool'))
+    model = timm.create_model(architecture, num_classes=expected.shape[1]).eval()
+    model.load_state_dict(convert_checkpoint(read_checkpoint(tmp_path / 'model_best.pth'), architecture))
     with torch.no_grad():
         torch.testing.assert_close(model(input), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['mtnet_xs', 'mtnet_xs_g8'])
+def test_a_file_of_the_author_s_mtnet_fits_and_our_own_layout_comes_back_as_it_is(name):
+    converted = convert_checkpoint(author_checkpoint(name)[0], name)
+    assert converted.keys() == timm.create_model(name, device='meta').state_dict().keys()
+    assert convert_checkpoint(converted, name).keys() == converted.keys()
+
+
+def test_the_file_that_the_author_links_for_two_networks_is_refused_for_the_wrong_one():
+    with torch.device('meta'):
+        tensors = timm.create_model('srtg_r2plus1d_50', num_classes=200).state_dict()
+    with pytest.raises(ValueError, match='does not fit srtg_r2plus1d_101; missing: blocks.3.6'):
+        convert_checkpoint(tensors, 'srtg_r2plus1d_101')
+    assert PUBLISHED['srtg_r2plus1d_50.stergiou_hacs']['url'] == PUBLISHED['srtg_r2plus1d_101.stergiou_hacs']['url']
 
 
 @pytest.mark.parametrize('wrap', [lambda tensors: tensors, as_data_parallel, lambda tensors: {'model': tensors},

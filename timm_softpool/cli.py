@@ -1,4 +1,4 @@
-"""The command ``timm-softpool``: list the models, describe one, classify images."""
+"""The command ``timm-softpool``: list the models, describe one, classify images and videos."""
 from __future__ import annotations
 
 import argparse
@@ -6,6 +6,8 @@ import difflib
 import json
 import os
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import timm
 import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from torch import Tensor
 
 import timm_softpool
 
-from .pretrained import PUBLISHED
+from .pretrained import PUBLISHED, convert_checkpoint, read_checkpoint
 
 DEFAULT_MODEL = 'resnet18_softpool'
 
@@ -38,11 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     info.add_argument('name')
     info.set_defaults(run=describe)
 
-    predict = commands.add_parser('predict', help='classify images', description=classify.__doc__)
-    predict.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
-    predict.add_argument('--model', default=DEFAULT_MODEL, help='any timm model with weights (%(default)s)')
+    predict = commands.add_parser('predict', help='classify images or videos', description=classify.__doc__)
+    predict.add_argument('files', nargs='+', type=Path, metavar='FILE')
+    predict.add_argument('--model', default=DEFAULT_MODEL, help='any timm model with weights; one for clips takes '
+                         'videos (%(default)s)')
+    predict.add_argument('--checkpoint', type=Path, help='weights of your own for the model: safetensors or PyTorch')
+    predict.add_argument('--clips', type=int, default=10, help='clips of a video to average (%(default)s)')
     predict.add_argument('--topk', type=int, default=5, help='classes to print (%(default)s)')
-    predict.add_argument('--json', action='store_true', help='print a JSON list with an object for each image')
+    predict.add_argument('--json', action='store_true', help='print a JSON list with an object for each file')
     predict.set_defaults(run=classify)
 
     arguments = parser.parse_args(argv)
@@ -71,6 +77,8 @@ def describe(arguments: argparse.Namespace) -> None:
     """Print a model's parameters, multiply-accumulates (MAC), SoftPool layers and published weights."""
     model = _create(arguments.name, device='meta').eval()
     size = model.pretrained_cfg['input_size']
+    if frames := model.pretrained_cfg.get('num_frames'):
+        size = (size[0], frames, *size[1:])
     macs = count_macs(model, size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f'{arguments.name}: {parameters / 1e6:.2f} M parameters, {macs / 1e9:.3f} GMAC at '
@@ -87,17 +95,16 @@ def describe(arguments: argparse.Namespace) -> None:
 
 
 def classify(arguments: argparse.Namespace) -> None:
-    """Print the most probable classes of each image."""
-    if arguments.topk < 1:
-        raise UserError(f'--topk must be at least 1, got {arguments.topk}')
-    images = [_read_image(path) for path in arguments.images]
-    model = _create(arguments.model, pretrained=True).eval()
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    """Print the most probable classes of each image or, with a model for clips, of each video."""
+    for option in ('topk', 'clips'):
+        if (value := getattr(arguments, option)) < 1:
+            raise UserError(f'--{option} must be at least 1, got {value}')
+    model = _create(arguments.model, pretrained=True, checkpoint=arguments.checkpoint).eval()
     names = class_names(model)
     results: list[dict[str, Any]] = []
-    for path, image in zip(arguments.images, images):
-        with torch.inference_mode():
-            probabilities = model(transform(image).unsqueeze(0)).softmax(-1)[0]
+    for path in arguments.files:
+        with torch.inference_mode():  # one at a time, for little memory
+            probabilities = torch.cat([model(x).softmax(-1) for x in _inputs(path, model, arguments.clips)]).mean(0)
         top = probabilities.topk(min(arguments.topk, len(probabilities)))
         results.append({'image': str(path), 'classes': [
             {'index': index, 'name': names[index], 'probability': round(probability, 4)}
@@ -124,7 +131,7 @@ def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
 def class_names(model: Any) -> list[str]:
     """A readable name for each output of ``model``: ImageNet's, as far as timm knows the classes, or the index."""
     cfg, count = model.pretrained_cfg, model.num_classes
-    if labels := cfg.get('label_names'):
+    if len(labels := cfg.get('label_names') or ()) == count:
         synsets = ImageNetInfo('imagenet22k')
         known, own = set(synsets.label_names()), cfg.get('label_descriptions') or {}
         return [own.get(label) or (synsets.label_name_to_description(label) if label in known else label)
@@ -135,12 +142,27 @@ def class_names(model: Any) -> list[str]:
     return [f'class {index}' for index in range(count)]
 
 
-def _create(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
-    architecture = name.split('.')[0]
+def _create(name: str, pretrained: bool = False, checkpoint: Path | None = None, **kwargs: Any) -> Any:
+    architecture, missing = name.split('.')[0], ''
+    if not timm.is_model(architecture):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', FutureWarning)  # of fvcore, about itself
+                import video_plugins  # noqa: F401  (registers the models for clips)
+        except ImportError as error:
+            missing = f'; {error}'
     if ':' not in name and not timm.is_model(architecture):
-        raise UserError(f'unknown model {name!r}{_nearest(architecture)}')
+        raise UserError(f'unknown model {name!r}{_nearest(architecture)}{missing}')
     try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
+        if checkpoint is None:
+            return timm.create_model(name, pretrained=pretrained, **kwargs)
+        weights = convert_checkpoint(read_checkpoint(checkpoint), architecture)
+        cfg = timm.get_pretrained_cfg(architecture)
+        if cfg and (classifier := f'{cfg.classifier}.weight') in weights:
+            kwargs['num_classes'] = len(weights[classifier])
+        model = timm.create_model(name, **kwargs)
+        model.load_state_dict(weights)
+        return model
     except (RuntimeError, KeyError) as error:
         raise UserError(f'cannot make {name}: {error}') from error
 
@@ -150,11 +172,22 @@ def _nearest(name: str) -> str:
     return f'; did you mean {" or ".join(names)}?' if names else ''
 
 
+def _inputs(path: Path, model: Any, clips: int) -> Sequence[Tensor]:
+    """What ``model`` takes of a file, in batches of one: an image, or some clips of a video."""
+    if model.pretrained_cfg.get('num_frames'):
+        from video_plugins import clip_config, load_clips
+
+        return load_clips(path, clips, **clip_config(model)).split(1)
+    return [create_transform(**resolve_model_data_config(model), is_training=False)(_read_image(path)).unsqueeze(0)]
+
+
 def _read_image(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert('RGB')
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = 'no such file' if isinstance(error, FileNotFoundError) else str(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason += '; if it is a video, name a --model for clips, such as mtnet_xs_g8'
         raise UserError(f'cannot read the image {path}: {reason}') from error
 
 

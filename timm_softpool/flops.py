@@ -1,9 +1,12 @@
-"""What SoftPool costs, told to fvcore and to ``torch.utils.flop_counter``.
+"""What SoftPool and recurrent layers cost, told to fvcore and to ``torch.utils.flop_counter``.
 
 For a window of K cells, a forward pass counts ``3 K + 1`` multiply-accumulates (MAC) for each output: K exponentials,
 K additions to their sum, K multiply-adds of the weighted sum, one division. A backward pass counts ``5 K + 1``: the
 same once more, then two multiply-adds for each cell. fvcore counts in MAC; ``torch.utils.flop_counter`` counts FLOP,
 two for each MAC, as it does for convolutions.
+
+LSTM, GRU and RNN count a MAC for each weight of their matrices and each step, as ``torch.utils.flop_counter`` has it
+on other devices than the CPU; without this module, fvcore counts them as 0, and the latter an LSTM on the CPU.
 
 Neither counter is imported here: each learns the formula when the program imports it.
 """
@@ -31,10 +34,20 @@ def backward_macs(output_numel: int, kernel_size: Sequence[int]) -> int:
     return output_numel * (5 * math.prod(kernel_size) + 1)
 
 
+def recurrent_macs(steps: int, weight_shapes: Sequence[Sequence[int]]) -> int:
+    """MAC of recurrent layers over ``steps`` frames of all sequences together; biases, of one axis, are free."""
+    return steps * sum(math.prod(shape) for shape in weight_shapes if len(shape) == 2)
+
+
 def _teach_fvcore(flop_count: ModuleType) -> None:
     def handle(inputs: list[Any], outputs: list[Any]) -> int:
         kernel_size = [size.toIValue() for size in inputs[1].node().inputs()]
         return forward_macs(math.prod(outputs[0].type().sizes()), kernel_size)
+
+    def recurrent_handle(inputs: list[Any], outputs: list[Any]) -> int:
+        steps = math.prod(inputs[0].type().sizes()[:-1])
+        shapes = [weight.type().sizes() for weight in inputs[2].node().inputs()]
+        return recurrent_macs(steps, shapes)
 
     # fvcore has no public way to register an operator for all its counters.
     try:
@@ -43,10 +56,12 @@ def _teach_fvcore(flop_count: ModuleType) -> None:
         warnings.warn(f'timm-softpool does not know this fvcore, which will not count SoftPool: {error}', stacklevel=2)
         return
     handles.setdefault('timm_softpool::soft_pool', handle)
+    for name in ('lstm', 'gru', 'rnn_tanh', 'rnn_relu'):
+        handles.setdefault(f'aten::{name}', recurrent_handle)
 
 
 def _teach_torch(flop_counter: ModuleType) -> None:
-    ops = torch.ops.timm_softpool
+    ops, aten = torch.ops.timm_softpool, torch.ops.aten
 
     def forward(input_shape, kernel_size, *args, out_shape=None, **kwargs) -> int:
         return 2 * forward_macs(math.prod(out_shape), kernel_size)
@@ -54,7 +69,15 @@ def _teach_torch(flop_counter: ModuleType) -> None:
     def backward(grad_shape, input_shape, kernel_size, *args, out_shape=None, **kwargs) -> int:
         return 2 * backward_macs(math.prod(grad_shape), kernel_size)
 
-    for op, formula in ((ops.soft_pool, forward), (ops.soft_pool_backward, backward)):
+    # How PyTorch runs each layer of an LSTM on the CPU.
+    def lstm(input_shape, input_weight, state_weight, *args, out_shape=None, **kwargs) -> int:
+        return 2 * recurrent_macs(math.prod(input_shape[:-1]), (input_weight, state_weight))
+
+    def lstm_backward(*args, **kwargs) -> int:
+        return 2 * lstm(*args)  # the gradients of input and weights
+
+    for op, formula in ((ops.soft_pool, forward), (ops.soft_pool_backward, backward), (aten.mkldnn_rnn_layer, lstm),
+                        (aten.mkldnn_rnn_layer_backward, lstm_backward)):
         if op not in flop_counter.flop_registry:
             flop_counter.register_flop_formula(op)(formula)
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ _MANIFEST = _read_manifest()
 PUBLISHED: dict[str, dict[str, Any]] = {f'{name}.{tag}': entry for name, tags in _MANIFEST['models'].items()
                                         for tag, entry in tags.items()}
 
+# The names of tensors in the authors' layout -> ours, by architecture; packages with other architectures add theirs.
+LAYOUTS: dict[str, Callable[[str], str]] = {}
+
 
 def pretrained_cfgs(name: str, base: PretrainedCfg) -> dict[str, PretrainedCfg]:
     """timm's configurations of the weights published for model ``name``, by ``name.tag``; the first is the default.
@@ -51,8 +54,7 @@ def pretrained_cfgs(name: str, base: PretrainedCfg) -> dict[str, PretrainedCfg]:
     """
     source: dict[str, Any] = dict(
         url=None, file=None, hf_hub_id=None, hf_hub_filename=None, source=None, custom_load=False, license=None,
-        origin_url=None, label_offset=None, architecture=name,
-        paper_name='Refining activation downsampling with SoftPool', paper_ids='arXiv:2101.00440')
+        origin_url=None, label_offset=None, architecture=name)
     cfgs: dict[str, PretrainedCfg] = {}
     for tag, entry in _MANIFEST['models'].get(name, {}).items():
         data = _MANIFEST['data'][entry['data']]
@@ -64,8 +66,10 @@ def pretrained_cfgs(name: str, base: PretrainedCfg) -> dict[str, PretrainedCfg]:
     return cfgs or {f'{name}.untrained': replace(base, **source, tag='untrained', description=None)}
 
 
-def locate(cfg: PretrainedCfg) -> PretrainedCfg:
+def locate(cfg: PretrainedCfg, progress: bool = True) -> PretrainedCfg:
     """``cfg`` with the weights it names at hand: a verified file, or the tensors of a file given by the user.
+
+    ``progress``: show the progress of a download on a terminal.
 
     Raises:
         FileNotFoundError: If a file is in none of the places where it is searched.
@@ -75,13 +79,13 @@ def locate(cfg: PretrainedCfg) -> PretrainedCfg:
     if cfg.source or cfg.state_dict or not cfg.file:
         return cfg
     if cfg.file != entry.get('file'):
-        return replace(cfg, state_dict=_unwrap(read_checkpoint(cfg.file)))
+        return replace(cfg, state_dict=_unwrap(read_checkpoint(cfg.file), cfg.architecture))
     if cfg.url != entry.get('url') or cfg.hf_hub_id:
         return replace(cfg, file=None)  # the user has named another source
-    return replace(cfg, file=str(fetch(f'{cfg.architecture}.{cfg.tag}')), url=None)
+    return replace(cfg, file=str(fetch(f'{cfg.architecture}.{cfg.tag}', progress)), url=None)
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, progress: bool = True) -> Path:
     """The verified local file of the published weights ``name`` (``model.tag``), downloaded if need be.
 
     Raises:
@@ -105,7 +109,7 @@ def fetch(name: str) -> Path:
     path = cache / entry['file']
     download = path.with_name(f'{path.name}.{os.getpid()}.download')
     try:
-        torch.hub.download_url_to_file(entry['url'], str(download), progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(entry['url'], str(download), progress=progress and sys.stderr.isatty())
     except OSError as error:  # URLError is one
         raise FileNotFoundError(f"the weights {name}, file {entry['file']}, are in none of {where}, and could not be "
                                 f"downloaded from {entry['url']}: {error}") from error
@@ -149,14 +153,14 @@ def convert_checkpoint(state_dict: Mapping[str, Any], architecture: str) -> Stat
     """A checkpoint of the paper's authors, or of their code, in the layout of timm's ``architecture``.
 
     Takes the tensors out of a training checkpoint, drops the prefixes of `DataParallel` and `torch.compile`, and gives
-    the layers of DenseNet their present names (``norm.1`` -> ``norm1``). A checkpoint in timm's layout comes back as it
-    is. Every name and shape is compared with the architecture's, for the classifier's and the first convolution's own
-    sizes.
+    the layers of DenseNet (``norm.1`` -> ``norm1``) and of the video networks, once `video_plugins` is imported, their
+    names here. A checkpoint in the architecture's own layout comes back as it is. Every name and shape is compared with
+    the architecture's, for the classifier's and the first convolution's own sizes.
 
     Raises:
         ValueError: If tensors are missing, left over or of another shape, with their names.
     """
-    converted = _unwrap(state_dict)
+    converted = _unwrap(state_dict, architecture)
     expected = _expected_shapes(converted, architecture)
     given = {name: tuple(value.shape) for name, value in converted.items() if isinstance(value, Tensor)}
     missing = [name for name in expected if name not in given and not name.endswith('num_batches_tracked')]
@@ -170,15 +174,19 @@ def convert_checkpoint(state_dict: Mapping[str, Any], architecture: str) -> Stat
     return converted
 
 
-def _unwrap(state_dict: Mapping[str, Any]) -> StateDict:
+def _unwrap(state_dict: Mapping[str, Any], architecture: str | None) -> StateDict:
     for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):  # timm's order
         if isinstance(state_dict.get(key), Mapping):
             state_dict = state_dict[key]
+    rename = LAYOUTS.get(architecture or '', _rename_dense_layer)
     converted = {}
     for name, value in state_dict.items():
-        name = re.sub(r'^(module\.|_orig_mod\.)+', '', str(name))
-        converted[re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', name)] = value
+        converted[rename(re.sub(r'^(module\.|_orig_mod\.)+', '', str(name)))] = value
     return converted
+
+
+def _rename_dense_layer(name: str) -> str:
+    return re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12])\.', r'\1\2.', name)
 
 
 def _expected_shapes(state_dict: Mapping[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:

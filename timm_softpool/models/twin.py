@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -12,6 +13,8 @@ from torch import nn
 from ..pretrained import locate, pretrained_cfgs
 
 SUFFIX = '_softpool'
+PAPER: dict[str, Any] = {
+    'paper_name': 'Refining activation downsampling with SoftPool', 'paper_ids': 'arXiv:2101.00440'}
 
 
 def list_models(pattern: str = '*') -> list[str]:
@@ -39,7 +42,8 @@ def register_twins(module_name: str, architectures: Iterable[str], swap: Callabl
             raise RuntimeError(f'cannot register the model {name}: {entrypoint.__module__} has registered that name')
     cfgs: dict[str, Any] = {}
     for name, base in twins.items():
-        cfgs.update(pretrained_cfgs(name, timm.get_pretrained_cfg(base) or PretrainedCfg()))
+        cfg = replace(timm.get_pretrained_cfg(base) or PretrainedCfg(), **PAPER)
+        cfgs.update(pretrained_cfgs(name, cfg))
     module.default_cfgs = generate_default_cfgs(cfgs)
     for name, base in twins.items():
         setattr(module, name,
