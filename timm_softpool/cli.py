@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     predict.add_argument('--model', default=DEFAULT_MODEL, help='any timm model with weights; one for clips takes '
                          'videos (%(default)s)')
     predict.add_argument('--checkpoint', type=Path, help='weights of your own for the model: safetensors or PyTorch')
-    predict.add_argument('--clips', type=int, default=10, help='clips of a video to average (%(default)s)')
+    predict.add_argument('--clips', type=int, default=5, help='clips of a video to average (%(default)s)')
     predict.add_argument('--topk', type=int, default=5, help='classes to print (%(default)s)')
     predict.add_argument('--json', action='store_true', help='print a JSON list with an object for each file')
     predict.set_defaults(run=classify)

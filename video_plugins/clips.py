@@ -29,7 +29,7 @@ def load_clip(path: str | os.PathLike[str], num_frames: int = 16, frame_stride: 
     return load_clips(path, [start], num_frames, frame_stride, size, **transform)
 
 
-def load_clips(path: str | os.PathLike[str], starts: int | Sequence[float] = 10, num_frames: int = 16,
+def load_clips(path: str | os.PathLike[str], starts: int | Sequence[float] = 5, num_frames: int = 16,
                frame_stride: float = 2, size: int | Sequence[int] = 224, *, crop_pct: float = 1.0,
                interpolation: str = 'bilinear', mean: Sequence[float] = VideoCfg.mean,
                std: Sequence[float] = VideoCfg.std, decoder: str = 'pyav') -> Tensor:
@@ -44,8 +44,8 @@ def load_clips(path: str | os.PathLike[str], starts: int | Sequence[float] = 10,
     in 8 bits, so that it just covers ``floor(size / crop_pct)``; its centre of `size` is cut out. Grey becomes RGB,
     more than 8 bits become 8, and transparency is ignored. The values in 0..1 become ``(value - mean) / std``.
 
-    Only what lies between the last keyframe before a clip and the clip's end is decoded, and only what was cut out is
-    kept, in 8 bits.
+    What is not needed is sought over, to the last keyframe before a clip, rather than decoded, if it is longer than two
+    seconds. Only what was cut out is kept, in 8 bits.
 
     Args:
         path: A file that FFmpeg can read.
@@ -58,8 +58,8 @@ def load_clips(path: str | os.PathLike[str], starts: int | Sequence[float] = 10,
         interpolation: 'bilinear', 'bicubic', or another name of torchvision's `InterpolationMode`.
         mean: Of red, green and blue in 0..1; by default that of our networks' configurations.
         std: The standard deviation, likewise.
-        decoder: 'pyav', or 'torchcodec', which needs an FFmpeg of its own and gives the same pixels for
-            ordinary MP4 and WebM files (`decode_torchcodec` tells for which it does not).
+        decoder: 'pyav', or 'torchcodec', which needs an FFmpeg of its own and gives the same pixels for ordinary MP4
+            and WebM files (`decode_torchcodec` tells for which it does not).
 
     Returns:
         float32 (N, 3, T, H, W), clips in the order of `starts`.

@@ -176,7 +176,7 @@ class Video:
     def _picture(self, frame: av.VideoFrame) -> Picture:
         quarters = round(frame.rotation / 90)
         pixels = torch.from_numpy(frame.to_ndarray(format='rgb24'))
-        if quarters:  # not the copy that turning by nothing is
+        if quarters:  # by nothing would be a copy
             pixels = pixels.rot90(quarters)
         aspect = float(self._stream.sample_aspect_ratio or 1)
         return Picture(pixels.permute(2, 0, 1), 1 / aspect if quarters % 2 else aspect)
