@@ -37,4 +37,4 @@ gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/models.py --device cuda --output benchmarks/results/cuda_models.json
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build *.egg-info timm_softpool/kernels/_cpu*.so

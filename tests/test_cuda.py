@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from math import prod
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,14 +41,14 @@ def formats(case):
 
 
 def options(case, dtype, format):
-    """The definitions of a case, with the vector that a GPU would get."""
+    """The definitions of a case, with the pack that a GPU would get."""
     window = Window.make(*case.geometry)
     input = torch.empty(case.shape, dtype=dtype).contiguous(memory_format=format)
     output = window.new_output(input, window.output_size(input))
     sizes = cuda.sizes(input, output, window)
     last = window.memory_format(input) != torch.contiguous_format
-    vector = 1 if cuda.overlaps(window) else cuda.vector(window, sizes, 16 // dtype.itemsize, last)
-    return cuda.definitions(dtype, window, last, vector, False), sizes, vector
+    pack = 1 if window.overlaps() else cuda.pack_size(window, sizes, 16 // dtype.itemsize, last)
+    return cuda.definitions(dtype, window, last, pack, False), sizes, pack
 
 
 # Without a GPU
@@ -57,13 +59,13 @@ def test_the_kernels_compile_for_gpus_from_turing_on(architecture, dtype):
     pytest.importorskip('cuda.bindings', reason='comes with the CUDA builds of PyTorch')
     for case in CASES.values():
         for format in formats(case):
-            assert cuda.compile(architecture, options(case, dtype, format)[0]).startswith(b'\x7fELF')
+            assert cuda.compile_kernels(architecture, options(case, dtype, format)[0]).startswith(b'\x7fELF')
 
 
 def test_what_nvrtc_refuses_is_said():
     pytest.importorskip('cuda.bindings', reason='comes with the CUDA builds of PyTorch')
     with pytest.raises(RuntimeError, match='sm_90.*STORAGE'):
-        cuda.compile('sm_90', '')
+        cuda.compile_kernels('sm_90', '')
 
 
 @pytest.mark.skipif(shutil.which('g++') is None, reason='needs g++')
@@ -71,7 +73,7 @@ def test_what_nvrtc_refuses_is_said():
 @every_case
 def test_on_the_cpu_the_kernels_give_what_the_formula_gives(tmp_path, case, dtype):
     for format in formats(case):
-        defined, sizes, vector = options(case, dtype, format)
+        defined, sizes, pack = options(case, dtype, format)
         source = tmp_path / 'kernel.cpp'
         source.write_text(f'#include "{Path(__file__).parent / "cuda_on_cpu.h"}"\n{defined}#include "{SOURCE}"\n')
         built = tmp_path / f'{format}.so'
@@ -80,16 +82,20 @@ def test_on_the_cpu_the_kernels_give_what_the_formula_gives(tmp_path, case, dtyp
 
         window = Window.make(*case.geometry)
         input, grad_output = (tensor.contiguous(memory_format=format) for tensor in random(case, dtype))
-        output, grad_input = torch.empty_like(grad_output), torch.zeros_like(input)
-        count = output.numel() // vector
+        output = torch.empty_like(grad_output)
+        written = cuda.writes_all(input, window, output.shape[-window.ndim:])
+        grad_input = torch.full_like(input, torch.nan if written else 0.0)
+        count = output.numel() // pack
 
         def run(name, count, *tensors, library=library, sizes=sizes):
             pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-            getattr(library, name)(*pointers, count, *sizes)
+            block, kernel = ctypes.c_int.in_dll(library, 'blockIdx'), getattr(library, name)
+            for block.value in range(count):
+                kernel(*pointers, count, *sizes)
 
         run('forward', count, input, output)
-        if cuda.overlaps(window):
-            run('backward_overlapping', cuda.tiles(input, window, sizes), input, grad_output, grad_input)
+        if window.overlaps():
+            run('backward_overlapping', cuda.count_tiles(input, window, sizes), input, grad_output, grad_input)
         else:
             run('backward_apart', count, input, grad_output, grad_input)
         expected = values_and_gradients(
@@ -98,11 +104,35 @@ def test_on_the_cpu_the_kernels_give_what_the_formula_gives(tmp_path, case, dtyp
         assert_rounded(grad_input, expected[1], dtype, float(grad_output.abs().max()))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
 def test_without_a_gpu_the_backend_says_why_it_is_missing():
-    if not torch.cuda.is_available():
-        assert 'CUDA' in available_backends()['cuda'] or 'GPU' in available_backends()['cuda']
-        with pytest.raises(RuntimeError, match="backend 'cuda' is not available"), backend('cuda'):
-            pass
+    with pytest.raises(RuntimeError, match="backend 'cuda' is not available: .*(CUDA|GPU)"), backend('cuda'):
+        pass
+
+
+def test_what_the_bindings_lack_is_said_and_asked_once(monkeypatch):
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for error, message in ((ImportError('No module'), 'needs the package cuda-bindings: No module'),
+                           (RuntimeError('not found'), 'NVRTC is not to be had: not found')):
+        def fail(error=error):
+            raise error
+        monkeypatch.setattr(cuda, '_architectures', fail)
+        assert message in cuda.missing.__wrapped__()
+
+
+def test_inputs_and_outputs_of_too_many_numbers_are_left_to_others(monkeypatch):
+    monkeypatch.setattr(cuda, 'missing', lambda: 'no GPU')
+    window = Window((2,), (1,), (1,))
+
+    def tensor(*shape):
+        return SimpleNamespace(device=torch.device('cuda', 0), shape=torch.Size(shape), numel=lambda: prod(shape),
+                               dtype=torch.float32, dim=lambda: len(shape))
+
+    assert cuda.supports(tensor(2, 3, 8), window)
+    assert not cuda.supports(tensor(2 ** 28, 8, 1), window), 'its output has 2^32 numbers'
+    assert not cuda.supports(tensor(1, 1, 2 ** 31), Window((4,), (4,), (0,)))
+    assert not cuda.supports(tensor(1, 1, 999), Window((65,), (1,), (0,)))
 
 
 # On a GPU
@@ -173,6 +203,16 @@ def test_it_runs_on_the_current_stream_and_in_a_graph():
     static.copy_(input.flip(0))
     graph.replay()
     torch.testing.assert_close(out, expected.flip(0))
+
+
+@on_gpu
+def test_it_runs_in_a_thread_that_has_done_nothing_before():
+    input, results = torch.randn(2, 3, 16, 16, device='cuda', requires_grad=True), []
+    soft_pool2d(input, 3, 2, 1).sum().backward()
+    thread = Thread(target=lambda: results.append(soft_pool2d(input, 3, 2, 1)))
+    thread.start()
+    thread.join()
+    torch.testing.assert_close(results[0], soft_pool2d(input, 3, 2, 1))
 
 
 @on_gpu

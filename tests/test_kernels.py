@@ -106,6 +106,17 @@ def test_the_operator_refuses_the_same_with_the_same_words_for_real_and_meta_ten
     assert refusal(lambda: kernels.reference.soft_pool(input, Window.make(*window, False))) == real
 
 
+@pytest.mark.parametrize('grad_output', [
+    torch.ones(1, 1, 1, 1), torch.ones(1, 1, 4, 4).double(), torch.ones(1, 1, 4, 4, device='meta')],
+    ids=['shape', 'dtype', 'device'])
+def test_the_operator_of_the_gradient_refuses_what_is_no_gradient_of_the_output(grad_output):
+    for device in ('cpu', 'meta'):
+        if device == 'meta' and grad_output.device.type == 'meta':
+            continue
+        with pytest.raises(ValueError, match=r'grad_output .*\(1, 1, 4, 4\).*float32'):
+            BACKWARD(grad_output, torch.ones(1, 1, 8, 8, device=device), [2, 2], [2, 2], [0, 0])
+
+
 # The formula and the backends
 
 @given(cases(), st.sampled_from(DTYPES), st.sampled_from([1.0, 30.0, 1e4]), st.booleans())

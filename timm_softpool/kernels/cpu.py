@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._private import parallel_for
-from .window import Window
+from .window import Window, three_axes
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in csrc/geometry.h
 
@@ -40,6 +40,8 @@ def _library() -> tuple[Any, str]:
         library = ctypes.CDLL(spec.origin)
     except OSError as error:
         return None, f'its library does not load on this {platform.machine()} machine: {error}'
+    if getattr(library, 'soft_pool_call_size', int)() != ctypes.sizeof(_Call):
+        return None, 'its library is of another version; install timm-softpool again'
     library.soft_pool_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int32, ctypes.c_int32]
     library.soft_pool_run.restype = None
     library.soft_pool_set_isa.argtypes = [ctypes.c_char_p]
@@ -92,13 +94,8 @@ def _run(input: Tensor, grad_output: Tensor | None, result: Tensor, window: Wind
 
 @lru_cache(maxsize=1024)
 def _geometry(shape: tuple[int, ...], window: Window, output_size: tuple[int, ...]) -> ctypes.Array:
-    """`Geometry` of csrc/geometry.h: a line is (1, 1, L), an image (H, 1, W), a clip (D, H, W)."""
-    n = window.ndim
-
-    def axes(values: tuple[int, ...], filler: int) -> list[int]:
-        return [[filler, filler, *values], [values[0], filler, values[-1]], [*values]][n - 1]
-
-    lead = shape[:-n]
+    """`Geometry` of csrc/geometry.h."""
+    lead = shape[:-window.ndim]
     return (ctypes.c_int64 * 17)(
-        prod(lead[:-1]), lead[-1], *axes(shape[-n:], 1), *axes(output_size, 1), *axes(window.kernel_size, 1),
-        *axes(window.stride, 1), *axes(window.padding, 0))
+        prod(lead[:-1]), lead[-1], *three_axes(shape[-window.ndim:], 1), *three_axes(output_size, 1),
+        *three_axes(window.kernel_size, 1), *three_axes(window.stride, 1), *three_axes(window.padding, 0))

@@ -34,14 +34,26 @@ def _forward_fake(input: Tensor, kernel_size, stride, padding, ceil_mode=False, 
 @torch.library.impl('timm_softpool::soft_pool_backward', 'CompositeExplicitAutograd')
 def _backward(grad_output: Tensor, input: Tensor, kernel_size, stride, padding, ceil_mode=False,
               detach_weights=False) -> Tensor:
-    window = Window.make(kernel_size, stride, padding, ceil_mode)
-    return choose(input, window).backward(grad_output, input, window, window.output_size(input), detach_weights)
+    window, size = _checked(grad_output, input, kernel_size, stride, padding, ceil_mode)
+    return choose(input, window).backward(grad_output, input, window, size, detach_weights)
 
 
 @torch.library.register_fake('timm_softpool::soft_pool_backward')
-def _backward_fake(grad_output: Tensor, input: Tensor, kernel_size, stride, padding, *_: Any) -> Tensor:
-    window = Window.make(kernel_size, stride, padding, False)
+def _backward_fake(grad_output: Tensor, input: Tensor, kernel_size, stride, padding, ceil_mode=False,
+                   detach_weights=False) -> Tensor:
+    window, _ = _checked(grad_output, input, kernel_size, stride, padding, ceil_mode)
     return torch.empty_like(input, memory_format=window.memory_format(input))
+
+
+def _checked(grad_output: Tensor, input: Tensor, *geometry: Any) -> tuple[Window, list[int]]:
+    """The window and its output size, after a comparison of ``grad_output`` with the output: kernels trust it."""
+    window = Window.make(*geometry)
+    size = window.output_size(input)
+    expected = (*input.shape[:-window.ndim], *size)
+    if (tuple(grad_output.shape), grad_output.dtype, grad_output.device) != (expected, input.dtype, input.device):
+        raise ValueError(f'grad_output must have the shape {expected}, dtype {input.dtype} and device {input.device} '
+                         f'of the output, got {tuple(grad_output.shape)}, {grad_output.dtype}, {grad_output.device}')
+    return window, size
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -11,6 +11,11 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def three_axes(values: Sequence[int], filler: int) -> list[int]:
+    """The numbers of 1 to 3 axes as those of three, for the native kernels: (1, 1, L), (H, 1, W) or (D, H, W)."""
+    return [[filler, filler, *values], [values[0], filler, values[-1]], [*values]][len(values) - 1]
+
+
 class Window(NamedTuple):
     """One pooling geometry; a tuple holds one number for each spatial axis."""
 
@@ -63,6 +68,9 @@ class Window(NamedTuple):
                                  f'than the input, shape {tuple(input.shape)}')
             output.append(out)
         return output
+
+    def overlaps(self) -> bool:
+        return any(kernel > stride for kernel, stride in zip(self.kernel_size, self.stride))
 
     def margins(self, input: Tensor, output_size: Sequence[int]) -> list[int]:
         """`F.pad` amounts (last axis first) after which every window lies inside the padded input."""

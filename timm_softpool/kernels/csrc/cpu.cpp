@@ -45,5 +45,8 @@ EXPORT void soft_pool_run(const Call* call, int32_t dtype, int32_t layout) {
     kernels[dtype][layout](*call);
 }
 
+// That cpu.py fills the same structure is checked by its size.
+EXPORT int32_t soft_pool_call_size() { return sizeof(Call); }
+
 // So that linkers that look for it find the init function of an extension module; the library is not one.
 EXPORT void* PyInit__cpu() { return nullptr; }

@@ -26,7 +26,8 @@ struct Geometry {
     }
 };
 
-// PyTorch's `torch_parallel_for`: calls `body(begin, end, context)` for parts of a range, on its own threads.
+// PyTorch's `torch_parallel_for`: calls `body(begin, end, context)` for parts of a range, on its own threads, and
+// returns 0 if all went well.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain_size, Body body, void* context);
 

@@ -34,14 +34,6 @@ template <class T> struct WindowRows {
     }
 };
 
-template <class F> INLINE void with_pairs(int64_t cells, F body) {
-    switch (cells) {
-        case 2: return body(Cells<2>{});
-        case 4: return body(Cells<4>{});
-        case 8: return body(Cells<8>{});
-    }
-}
-
 template <class T> void forward_pairs(const Call& call) {
     using A = Accumulate<T>;
     const Geometry& g = call.geometry;
@@ -51,7 +43,7 @@ template <class T> void forward_pairs(const Call& call) {
             const T* input = static_cast<const T*>(call.input) + plane * g.in_size();
             T* output = static_cast<T*>(call.result) + plane * g.out_size();
             auto finite = all_lanes<A>();
-            with_pairs(cells, [&](auto k) {
+            with_cells(cells, [&](auto k) {
                 for (int64_t row = 0; row < g.out[0] * g.out[1]; ++row) {
                     const WindowRows<const T> rows(g, input, row / g.out[1], row % g.out[1]);
                     for_vectors<A, true>(g.out[2], [&](int64_t x, int64_t) {
@@ -86,7 +78,7 @@ template <class T> void backward_pairs(const Call& call) {
             const T* grad_output = static_cast<const T*>(call.grad_output) + plane * g.out_size();
             T* grad_input = static_cast<T*>(call.result) + plane * g.in_size();
             if (!g.covers()) memset(static_cast<void*>(grad_input), 0, g.in_size() * sizeof(T));
-            with_pairs(cells, [&](auto k) {
+            with_cells(cells, [&](auto k) {
                 constexpr int K = decltype(k)::value;
                 for (int64_t row = 0; row < g.out[0] * g.out[1]; ++row) {
                     const WindowRows<const T> rows(g, input, row / g.out[1], row % g.out[1]);

@@ -1,4 +1,4 @@
-// SoftPool of contiguous maps, one plane (sample and channel) after the other, in blocks that stay in the cache.
+// SoftPool of contiguous maps, one plane (sample and channel) after the other, in blocks of few rows of the first axis.
 #pragma once
 #include "pairs.h"
 

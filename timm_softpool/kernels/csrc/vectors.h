@@ -232,10 +232,8 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // `body(begin, end)` for parts of `count` tasks that touch `cost` numbers each.
 template <class F> INLINE void parallel(const Call& call, int64_t count, int64_t cost, F body) {
     int64_t grain = larger(1, 32768 / larger(1, cost));
-    if (!call.parallel_for || count <= grain) return body(0, count);
-    call.parallel_for(0, count, grain, [](int64_t begin, int64_t end, void* context) {
-        (*static_cast<F*>(context))(begin, end);
-    }, &body);
+    auto part = [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); };
+    if (!call.parallel_for || count <= grain || call.parallel_for(0, count, grain, part, &body)) body(0, count);
 }
 
 }  // namespace SOFT_POOL_ISA
