@@ -29,7 +29,8 @@ def table(report: dict[str, Any]) -> str:
 
 
 def section(report: dict[str, Any]) -> str:
-    threads = f', {report["threads"]} threads' if 'avx' in report['processor'] else ''
+    on_cpu = all('SoftPool cuda' not in rows for rows in report['results'].values())
+    threads = f', {report["threads"]} threads' * on_cpu
     return (f'{MARK}\n{report["processor"]}{threads}, torch {report["torch"]}, medians of {report["rounds"]} rounds in '
             f'turn:\n\n{table(report)}\n{MARK}')
 
@@ -57,7 +58,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes.set_xlabel('time of a forward and backward pass / F.max_pool')
     axes.set_title(f'{report["processor"]}, torch {report["torch"]}')
     axes.invert_yaxis()
-    axes.legend()
+    figure.legend(loc='outside lower center', ncols=4)
     figure.savefig(path, dpi=110)
 
 
