@@ -1,6 +1,5 @@
 // What the kernels of every instruction set share with the code that calls them: plain data, no instructions.
 #pragma once
-#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

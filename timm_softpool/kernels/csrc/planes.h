@@ -68,7 +68,7 @@ template <class T, class A> struct Row {
         : block(block), stride(block.g.stride[2]), phases(block.phases[2]), numbers(block.size[2]),
           padding(block.g.padding[2]), size(block.g.in[2]),
           from((padding + 1) / 2), to((size + padding) / 2), padded((numbers + lanes<A>) * larger(stride, 2)) {
-        fill(padded.data, (numbers + lanes<A>) * larger(stride, 2), -Float<A>::infinity);
+        fill(padded.data, (numbers + lanes<A>) * larger(stride, 2), negative_infinity<A>());
     }
 
     INLINE bool paired() const { return stride == 2 && phases == 2 && to - from >= lanes<A>; }
@@ -81,23 +81,29 @@ template <class T, class A> struct Row {
         if ((size + padding) % 2) one(size - 1, to);
     }
 
+    // Two vectors of cells -> a vector of each phase, and back.
+    template <class S> INLINE void split_pair(const S* cells, A* target) const {
+        Vec<A> even, odd;
+        unzip<A>(load(cells), load(cells + lanes<A>), even, odd);
+        store(target, even);
+        store(target + block.phase_size, odd);
+    }
+    template <class S> INLINE void join_pair(const A* source, S* cells) const {
+        Vec<A> low, high;
+        zip<A>(load(source), load(source + block.phase_size), low, high);
+        store(cells, low);
+        store(cells + lanes<A>, high);
+    }
+
     // May write -inf behind the row, where the next one begins; rows are split in their order.
     INLINE void split(const T* row, A* target) const {
         if (paired())
             return for_pairs([&](int64_t x, int64_t i) {
-                Vec<A> even, odd;
-                unzip<A>(load(row + x), load(row + x + lanes<A>), even, odd);
-                store(target + i, even);
-                store(target + block.phase_size + i, odd);
+                split_pair(row + x, target + i);
             }, [&](int64_t x, int64_t i) { target[i] = load_one(row + x); });
         for_vectors<A, true>(size, [&](int64_t x, int64_t n) { store(padded.data + padding + x, n, load(row + x, n)); });
         if (stride == 2 && phases == 2) {
-            for (int64_t i = 0; i < numbers; i += lanes<A>) {
-                Vec<A> even, odd;
-                unzip<A>(load(padded.data + 2 * i), load(padded.data + 2 * i + lanes<A>), even, odd);
-                store(target + i, even);
-                store(target + block.phase_size + i, odd);
-            }
+            for (int64_t i = 0; i < numbers; i += lanes<A>) split_pair(padded.data + 2 * i, target + i);
         } else if (stride == 1) {
             for (int64_t i = 0; i < numbers; i += lanes<A>) store(target + i, load(padded.data + i));
         } else {
@@ -110,18 +116,10 @@ template <class T, class A> struct Row {
     INLINE void join(const A* source, T* row, A* buffer) const {
         if (paired())
             return for_pairs([&](int64_t x, int64_t i) {
-                Vec<A> low, high;
-                zip<A>(load(source + i), load(source + block.phase_size + i), low, high);
-                store(row + x, low);
-                store(row + x + lanes<A>, high);
+                join_pair(source + i, row + x);
             }, [&](int64_t x, int64_t i) { store_one(row + x, source[i]); });
         if (stride == 2 && phases == 2) {
-            for (int64_t i = 0; i < numbers; i += lanes<A>) {
-                Vec<A> low, high;
-                zip<A>(load(source + i), load(source + block.phase_size + i), low, high);
-                store(buffer + 2 * i, low);
-                store(buffer + 2 * i + lanes<A>, high);
-            }
+            for (int64_t i = 0; i < numbers; i += lanes<A>) join_pair(source + i, buffer + 2 * i);
         } else {
             for (int64_t i = 0; i < numbers; ++i)
                 for (int64_t p = 0; p < stride; ++p)
@@ -147,7 +145,7 @@ INLINE void load_rows(const Block& block, const Row<T, A>& row, const T* plane, 
     block.for_rows(first, 0, block.size[0], [&](int64_t a, int64_t b, int64_t i) {
         if (a >= 0 && a < g.in[0]) return row.split(plane + (a * g.in[1] + b) * g.in[2], numbers + i);
         for (int64_t p = 0; p < block.phases[2]; ++p)
-            fill(numbers + i + p * block.phase_size, block.size[2], -Float<A>::infinity);
+            fill(numbers + i + p * block.phase_size, block.size[2], negative_infinity<A>());
     });
 }
 
@@ -162,7 +160,7 @@ template <class T> void forward_planes(const Call& call) {
         Buffer<A> numbers(block.numbers()), result(block.windows);
         Buffer<int64_t> taps(cells);
         block.find_taps(taps.data);
-        fill(numbers.data, block.numbers(), -Float<A>::infinity);
+        fill(numbers.data, block.numbers(), negative_infinity<A>());
         for (int64_t plane = begin; plane < end; ++plane) {
             const T* input = static_cast<const T*>(call.input) + plane * g.in_size();
             T* output = static_cast<T*>(call.result) + plane * g.out_size();
@@ -209,7 +207,7 @@ template <class T> void backward_planes(const Call& call) {
         Buffer<A> parts(overlaps ? cells * chunk : 0);
         Buffer<int64_t> taps(cells);
         block.find_taps(taps.data);
-        fill(numbers.data, block.numbers(), -Float<A>::infinity);
+        fill(numbers.data, block.numbers(), negative_infinity<A>());
         fill<A>(grads.data, block.windows, 0);
         fill<A>(sums.data, block.numbers(), 0);
         for (int64_t plane = begin; plane < end; ++plane) {

@@ -64,21 +64,21 @@ __device__ inline int place(int n, int c, int x0, int x1, int x2, int channels, 
                          : (((n * channels + c) * size0 + x0) * size1 + x1) * size2 + x2;
 }
 
-struct Window {
-    A max, total, mean;  // mean of (x - max) / ln 2, weighted
+// (x - max) / ln 2. That of -inf is finite, for 0 * -inf is not 0; NaN stays NaN.
+__device__ inline A exponent(A x, A max) {
+    A y = (x - max) * LOG2_E;
+    return y < -1100 ? A(-1100) : y;
+}
 
-    // (x - max) / ln 2. That of -inf is finite, for 0 * -inf is not 0; NaN stays NaN.
-    __device__ A exponent(A x) const {
-        A y = (x - max) * LOG2_E;
-        return y < -1100 ? A(-1100) : y;
-    }
+struct Window {
+    A max, total, mean;  // mean of the exponents, weighted
 
     __device__ explicit Window(const A (&cells)[CELLS]) : max(cells[0]), total(0), mean(0) {
 #pragma unroll
         for (int i = 1; i < CELLS; ++i) max = cells[i] > max ? cells[i] : max;
 #pragma unroll
         for (int i = 0; i < CELLS; ++i) {
-            A y = exponent(cells[i]), weight = exp_2(y);
+            A y = exponent(cells[i], max), weight = exp_2(y);
             total += weight;
             mean += weight * y;
         }
@@ -204,7 +204,7 @@ extern "C" __global__ void backward_apart(const T* __restrict__ input, const T* 
         const A scale = widened(grad.numbers[v]) / window.total;
 #pragma unroll
         for (int i = 0; i < CELLS; ++i)
-            cells[v][i] = gradient(window.exponent(cells[v][i]), window.mean, scale);
+            cells[v][i] = gradient(exponent(cells[v][i], window.max), window.mean, scale);
     }
 #if CHANNELS_LAST
     for_cells(p, s, [&](int cell, int x0, int x1, int x2, bool inside) {
@@ -302,8 +302,7 @@ extern "C" __global__ void backward_overlapping(const T* __restrict__ input, con
                         (unsigned)g2 >= out2)
                         continue;
                     const int w = ((o0 * WINDOWS1 + o1) * WINDOWS2 + o2) * TILE_C + c;
-                    const A y = (x - max[w]) * LOG2_E;
-                    sum += gradient(y < -1100 ? A(-1100) : y, mean[w], scale[w]);
+                    sum += gradient(exponent(x, max[w]), mean[w], scale[w]);
                 }
         narrow(sum, grad_input[cell]);
     }

@@ -32,7 +32,6 @@ template <class A> struct Float;
 template <> struct Float<float> {
     using Int = int32_t;
     static constexpr int mantissa = 23;
-    static constexpr float infinity = __builtin_inff();
     static constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the lowest bits
     static constexpr float lowest = -127.f;     // the first exponent whose power of two counts as 0
     // (2^f - 1) / f for -1/2 <= f <= 1/2, fitted for the smallest largest relative error of 2^f, 1e-7
@@ -42,7 +41,6 @@ template <> struct Float<float> {
 template <> struct Float<double> {
     using Int = int64_t;
     static constexpr int mantissa = 52;
-    static constexpr double infinity = __builtin_inf();
     static constexpr double round = 6755399441055744.;
     static constexpr double lowest = -1023.;
     // ln(2)^k / k! for k = 1, 2, ...: what is left out is below 1e-17
