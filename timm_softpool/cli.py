@@ -1,4 +1,4 @@
-"""The command ``timm-softpool``: list the models, describe one, classify images and videos."""
+"""The command ``timm-softpool``: list the models, describe one, classify images and videos, export."""
 from __future__ import annotations
 
 import argparse
@@ -51,13 +51,20 @@ def main(argv: list[str] | None = None) -> int:
     predict.add_argument('--json', action='store_true', help='print a JSON list with an object for each file')
     predict.set_defaults(run=classify)
 
+    export = commands.add_parser('export', help='write a model as files for others', description=export_files.__doc__)
+    export.add_argument('name')
+    export.add_argument('--to', required=True, metavar='FOLDER|hf-hub:USER/NAME|FILE.onnx|FILE.pt2',
+                        help='a folder as timm and the Hugging Face hub read it, or a program')
+    export.add_argument('--checkpoint', type=Path, help='weights of your own for the model: safetensors or PyTorch')
+    export.set_defaults(run=export_files)
+
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # of `timm-softpool models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError, ValueError) as error:
+    except (UserError, OSError, ValueError, ImportError) as error:
         print(f'timm-softpool: error: {error}', file=sys.stderr)
         return 2
     return 0
@@ -116,6 +123,17 @@ def classify(arguments: argparse.Namespace) -> None:
         print(result['image'])
         for row in result['classes']:
             print(f'  {row["probability"]:6.1%}  {row["name"]}')
+
+
+def export_files(arguments: argparse.Namespace) -> None:
+    """Write a model with its weights as a folder for timm, to the Hugging Face hub, or as an ONNX or torch.export file.
+    """
+    from .export import export_model
+
+    model = _create(arguments.name, pretrained=True, checkpoint=arguments.checkpoint).eval()
+    if arguments.checkpoint:
+        model.pretrained_cfg.update(tag=None, description=None)  # the published weights' card is not theirs
+    print(export_model(model, arguments.to))
 
 
 def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
