@@ -1,6 +1,7 @@
 """A training step, a validation, and what of them goes into a checkpoint: timm's pieces in Lightning's loop."""
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -9,22 +10,19 @@ from typing import Any
 import lightning.pytorch as pl
 import timm
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from timm_softpool.pretrained import convert_checkpoint, read_checkpoint
 
 from .config import Config
 from .data import SeededDataset, create_datasets, seed_all, train_loader, val_loader
+from .global_batch_norm import GlobalBatchNorm
 
 LAST = 'last.ckpt'
 TOP = 5
@@ -60,7 +58,7 @@ class TrainingModule(pl.LightningModule):
             for parameter in self.network.parameters():
                 if parameter.ndim in (4, 5):
                     parameter.data = parameter.data.contiguous(memory_format=_channels_last(parameter.ndim))
-        self.ema = ModelEmaV3(self.network, config.ema) if config.ema else None
+        self.ema = ModelEmaV3(self.network, config.ema).requires_grad_(False) if config.ema else None
         self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing,
                            num_classes=self.num_classes) if config.mixup or config.cutmix else None
         self.criterion = SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(config.smoothing)
@@ -88,8 +86,13 @@ class TrainingModule(pl.LightningModule):
             min_lr=config.lr / 1000, step_on_epochs=False, updates_per_epoch=self.steps_per_epoch)
         return optimizer
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_start(self) -> None:
         self._began = time.monotonic()
+
+    def on_train_epoch_start(self) -> None:
+        self._began = time.monotonic()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         seed_all(self.config.seed, self.global_step, self.global_rank)  # dropout and mixup, whatever came before
         self.scheduler.step_update(self.global_step)
 
@@ -97,7 +100,7 @@ class TrainingModule(pl.LightningModule):
         x, target = batch
         if self.mixup:
             x, target = self.mixup(x, target)
-        with GlobalBatchNorm() if self.trainer.world_size > 1 else torch.enable_grad():
+        with GlobalBatchNorm() if self.trainer.world_size > 1 else contextlib.nullcontext():
             logits = self.network(self._layout(x))
         loss = self.criterion(logits.float(), target)
         self.log('loss', loss, prog_bar=True, sync_dist=True)
@@ -107,7 +110,8 @@ class TrainingModule(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.ema:
             self.ema.update(self.network, self.global_step)
-        self.seconds += time.monotonic() - self._began
+        began, self._began = self._began, time.monotonic()
+        self.seconds += self._began - began
         if self.global_step % self.config.checkpoint_steps == 0 and not self.trainer.is_last_batch:
             self._save()
 
@@ -127,7 +131,7 @@ class TrainingModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         counts = self.trainer.strategy.reduce(self._counts.float().to(self.device), reduce_op='sum')
         metrics = accuracies(counts)
-        self.log_dict(metrics, sync_dist=False)
+        self.log_dict(metrics, sync_dist=True)
         if self.trainer.is_global_zero:
             print(json.dumps({'epoch': self.current_epoch, 'step': self.global_step, **metrics,
                               'seconds': round(self.seconds)}), flush=True)
@@ -167,41 +171,6 @@ def evaluate(network: nn.Module, dataset: SeededDataset, config: Config, device:
     for x, labels in val_loader(dataset, config):
         counts += count_correct(network(x.to(device)).cpu(), labels)
     return accuracies(counts)
-
-
-class GlobalBatchNorm(TorchFunctionMode):
-    """Inside, batch norms take mean and variance over the batches of all processes, on any device.
-
-    Thus a batch trains alike however many processes share it. (`nn.SyncBatchNorm` needs GPUs, and its conversion loses
-    the activations of timm's norms.) Every process must have as many samples.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_batch_norm if func is F.batch_norm else func)(*args, **kwargs or {})
-
-
-def _batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-                bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
-                eps: float = 1e-5) -> Tensor:
-    if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    axes, shape = [0, *range(2, input.ndim)], (-1, *(1,) * (input.ndim - 2))
-    count = input.numel() // input.shape[1] * dist.get_world_size()
-    with torch.autocast(input.device.type, enabled=False):
-        x = input.float()
-        mean = all_reduce(x.sum(axes)) / count
-        centred = x - mean.view(shape)
-        variance = all_reduce(centred.square().sum(axes)) / count
-        out = centred * torch.rsqrt(variance + eps).view(shape)
-        if weight is not None:
-            out = out * weight.view(shape)
-        if bias is not None:
-            out = out + bias.view(shape)
-    if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            running_mean.lerp_(mean.to(running_mean), momentum)
-            running_var.lerp_((variance * (count / max(count - 1, 1))).to(running_var), momentum)
-    return out.to(input.dtype)
 
 
 def _channels_last(ndim: int) -> torch.memory_format:
