@@ -19,6 +19,8 @@ _VIDEO_NAMES = (
     *(f'mtnet_{size}{form}' for size in ('xs', 's', 'm', 'l', 'xl', 'xxl') for form in ('', '_g8')),
     *(f'{network}_{depth}' for network in ('r3d', 'srtg_r3d', 'r2plus1d', 'srtg_r2plus1d')
       for depth in (18, 34, 50, 101)),
+    *(f'{network}_w16' for network in ('fast_r3d_18', 'mtnet_xs', 'mtnet_xs_g8', 'r2plus1d_18', 'r3d_18',
+                                       'srtg_r3d_18')),
 )
 
 

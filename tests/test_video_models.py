@@ -86,7 +86,9 @@ def test_the_names_are_those_of_the_plan():
                for depth in (18, 34, 50, 101)]
     fast = [f'fast_{kind}{form}' for kind in ('r3d_18', 'r3d_34', 'r3d_50', 'densenet121')
             for form in ('', '_parallel')]
-    assert NAMES == sorted(sizes + resnets + fast)
+    narrow = [f'{name}_w16' for name in ('fast_r3d_18', 'mtnet_xs', 'mtnet_xs_g8', 'r2plus1d_18', 'r3d_18',
+                                         'srtg_r3d_18')]
+    assert NAMES == sorted(sizes + resnets + fast + narrow)
     assert list_models('mtnet_x?_g8') == ['mtnet_xl_g8', 'mtnet_xs_g8']
 
 
@@ -139,6 +141,14 @@ def test_size_and_cost_are_those_measured_for_the_reconstruction(depth, parallel
     assert (parameters, macs) == pytest.approx(FAST_MEASURED[depth, parallel, fuse], rel=0.01)
 
 
+@pytest.mark.parametrize('name', list_models('*_w16'))
+def test_a_narrow_network_is_a_quarter_as_wide_as_its_model_and_else_the_same(name):
+    narrow, model = create(name), create(name.removesuffix('_w16'))
+    assert list(narrow.state_dict()) == list(model.state_dict())
+    assert narrow.num_features == model.num_features / 4 == 128
+    assert (narrow.pretrained_cfg['num_frames'], narrow.pretrained_cfg['input_size']) == (8, (3, 64, 64))
+
+
 def test_a_simple_block_has_no_place_behind_its_first_of_three_convolutions():
     with pytest.raises(ValueError, match="'top' needs bottlenecks"):
         create_srtg_resnet(model_depth=18, placement='top')
@@ -159,6 +169,7 @@ def test_a_recursion_can_stand_in_each_of_the_places(placement, depth):
     (dict(convolution='4d'), "convolution must be one of '3d', '2plus1d', got '4d'"),
     (dict(placement='skip'), "placement must be one of None, 'start'.*got 'skip'"),
     (dict(pool='avg'), "pool must be 'max' or 'soft', got 'avg'"),
+    (dict(widths=(16, 32, 64)), r'widths must be 4 positive numbers of channels, got \(16, 32, 64\)'),
     (dict(gate='xor'), "gate must be None, 'or' or 'and', got 'xor'"),
 ], ids=str)
 def test_a_builder_says_what_it_takes(options, message):

@@ -63,6 +63,12 @@ for _convolution in ('3d', '2plus1d'):
             create_srtg_resnet, dict(model_depth=depth, convolution=_convolution, placement=_placement),
             f'{_kind}-{depth}' + ' with squeeze and recursion behind each block' * bool(_placement), SRTG_PAPER)
             for depth in (18, 34, 50, 101)}
+# A quarter as wide. Each sub-stream needs a channel: the inner convolutions of `_g8` are half as wide as the stage.
+for _name in ('r3d_18', 'r2plus1d_18', 'srtg_r3d_18', 'fast_r3d_18', 'mtnet_xs', 'mtnet_xs_g8'):
+    _builder, _options, _text, _paper = VARIANTS[_name]
+    _inner = dict(width_per_group=256) if _options.get('groups', 1) > 1 else {}
+    VARIANTS[f'{_name}_w16'] = (_builder, {**_options, **_inner, 'widths': (16, 32, 64, 128)},
+                                f'{_text}; with stages of 16, 32, 64 and 128 channels', _paper)
 
 
 @dataclass
@@ -163,6 +169,8 @@ def register() -> None:
         factorised = options.get('convolution') == '2plus1d'
         LAYOUTS[name] = partial(rename, factorised=factorised)
         base = VideoCfg(paper_ids=paper)
+        if 'widths' in options:
+            base = replace(base, num_frames=8, input_size=(3, 64, 64))
         cfgs |= pretrained_cfgs(name, replace(base, first_conv='blocks.0.conv.spatial') if factorised else base)
     vars(module)['default_cfgs'] = generate_default_cfgs(cfgs)  # where timm looks for them
     for name, (builder, options, text, _) in VARIANTS.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..layers import MTConv3d, SqueezeRecursion, select_similar_frames
 from ..layers.mtconv import Streams, halve, resize, split_channels
 from .net import Head, Layer, Stem, VideoNet, stem_pool, with_options
-from .resnet import WIDTHS, create_stages, stem_conv
+from .resnet import WIDTHS, check_widths, create_stages, stem_conv
 
 
 class PadToEven(nn.Module):
@@ -96,6 +96,7 @@ def create_mtnet(
     model_num_class: int = 400,
     dropout_rate: float = 0.0,
     # Convolution configs.
+    widths: Sequence[int] = WIDTHS,
     width_per_group: int = 64,
     groups: int = 1,
     ratio: float = 0.875,
@@ -117,6 +118,7 @@ def create_mtnet(
         model_num_class: Classes; 0 for pooled features instead of logits.
         dropout_rate: Of the pooled features.
 
+        widths: Channels of the four stages; the stem has those of the first.
         width_per_group: A stage of C channels has inner convolutions of ``C * width_per_group / 64 / groups``.
         groups: Sub-streams of the last two convolutions of each block.
         ratio: Share of the channels in the short stream.
@@ -137,9 +139,10 @@ def create_mtnet(
     Raises:
         ValueError: If an argument is none of its choices, or channels do not divide into the sub-streams.
     """
+    check_widths(widths)
     norm = with_options(norm, norm_eps, norm_momentum)
     block = partial(MTBlock, width=width_per_group / 64, groups=groups, ratio=ratio, recurrent=recurrent, norm=norm,
                     activation=activation)
-    stem = MTStem(stem_conv(input_channel, WIDTHS[0]), norm(num_features=WIDTHS[0]), activation(),
+    stem = MTStem(stem_conv(input_channel, widths[0]), norm(num_features=widths[0]), activation(),
                   stem_pool(pool, time=False), ratio)
-    return VideoNet([stem, *create_stages(block, depths, WIDTHS[0]), Head(WIDTHS[-1], model_num_class, dropout_rate)])
+    return VideoNet([stem, *create_stages(block, depths, widths), Head(widths[-1], model_num_class, dropout_rate)])

@@ -113,6 +113,7 @@ def create_srtg_resnet(
     dropout_rate: float = 0.0,
     # Convolution configs.
     convolution: str = '3d',
+    widths: Sequence[int] = WIDTHS,
     # Pooling configs.
     pool: str = 'max',
     # Recursion configs.
@@ -134,6 +135,7 @@ def create_srtg_resnet(
         dropout_rate: Of the pooled features.
 
         convolution: '3d', or '2plus1d' for convolutions in space and then in time.
+        widths: Channels of the four stages; the stem has those of the first.
 
         pool: 'max' or 'soft', behind the first convolution.
 
@@ -157,6 +159,7 @@ def create_srtg_resnet(
     """
     check_choice('convolution', convolution, ('3d', '2plus1d'))
     check_choice('placement', placement, (None, *PLACEMENTS))
+    check_widths(widths)
     norm = with_options(norm, norm_eps, norm_momentum)
     factorised = partial(Conv2Plus1d, norm=norm, activation=activation)
 
@@ -168,12 +171,14 @@ def create_srtg_resnet(
     first_conv: nn.Module
     conv: Layer
     if convolution == '3d':
-        first_conv, conv = stem_conv(input_channel, WIDTHS[0]), spacetime
+        first_conv, conv = stem_conv(input_channel, widths[0]), spacetime
     else:
-        first_conv = factorised(input_channel, WIDTHS[0], (1, 2, 2), mid_channels=45, kernel_size=7)
+        # 45 of 64 in the author's code.
+        first_conv = factorised(input_channel, widths[0], (1, 2, 2), mid_channels=-(-45 * widths[0] // 64),
+                                kernel_size=7)
         conv = factorised_conv
     recursion = None if placement is None else partial(SqueezeRecursion, recurrent=recurrent, gate=gate)
-    return _create_resnet(first_conv, conv, model_depth, model_num_class, dropout_rate, pool, norm, activation,
+    return _create_resnet(first_conv, conv, model_depth, widths, model_num_class, dropout_rate, pool, norm, activation,
                           recursion, placement)
 
 
@@ -187,6 +192,7 @@ def create_fast_resnet(
     # Convolution configs.
     parallel: bool = False,
     fuse: str = 'sum',
+    widths: Sequence[int] = WIDTHS,
     # Pooling configs.
     pool: str = 'max',
     # Norm and activation configs.
@@ -207,6 +213,7 @@ def create_fast_resnet(
 
         parallel: See :class:`~video_plugins.layers.FASTConv3d`.
         fuse: 'sum' or 'cat' of the parallel branches.
+        widths: Channels of the four stages; the stem has those of the first.
 
         pool: 'max' or 'soft', behind the first convolution.
 
@@ -222,18 +229,19 @@ def create_fast_resnet(
     Raises:
         ValueError: If an argument is none of its choices.
     """
+    check_widths(widths)
     norm = with_options(norm, norm_eps, norm_momentum)
 
     def conv(in_channels: int, out_channels: int, stride: int, block_channels: int) -> nn.Module:
         return FASTConv3d(in_channels, out_channels, stride=stride, parallel=parallel, fuse=fuse, norm=norm,
                           activation=activation)
 
-    return _create_resnet(stem_conv(input_channel, WIDTHS[0]), conv, model_depth, model_num_class, dropout_rate, pool,
-                          norm, activation)
+    return _create_resnet(stem_conv(input_channel, widths[0]), conv, model_depth, widths, model_num_class,
+                          dropout_rate, pool, norm, activation)
 
 
-def _create_resnet(first_conv: nn.Module, conv: Layer, depth: int, num_classes: int, dropout_rate: float, pool: str,
-                   norm: Layer, activation: Layer, recursion: Layer | None = None,
+def _create_resnet(first_conv: nn.Module, conv: Layer, depth: int, widths: Sequence[int], num_classes: int,
+                   dropout_rate: float, pool: str, norm: Layer, activation: Layer, recursion: Layer | None = None,
                    placement: str | None = None) -> VideoNet:
     check_choice('model_depth', depth, tuple(DEPTHS))
     counts, bottleneck = DEPTHS[depth]
@@ -241,14 +249,20 @@ def _create_resnet(first_conv: nn.Module, conv: Layer, depth: int, num_classes: 
         raise ValueError(f"placement 'top' needs bottlenecks, model_depth 50 or 101, got {depth}")
     block = partial(ResBlock, conv=conv, bottleneck=bottleneck, norm=norm, activation=activation, recursion=recursion,
                     placement=placement)
-    stem = Stem(first_conv, norm(num_features=WIDTHS[0]), activation(), stem_pool(pool, time=True))
-    return VideoNet([stem, *create_stages(block, counts, WIDTHS[0]), Head(WIDTHS[-1], num_classes, dropout_rate)])
+    stem = Stem(first_conv, norm(num_features=widths[0]), activation(), stem_pool(pool, time=True))
+    return VideoNet([stem, *create_stages(block, counts, widths), Head(widths[-1], num_classes, dropout_rate)])
 
 
-def create_stages(block: Layer, counts: Sequence[int], in_channels: int) -> list[nn.Sequential]:
+def check_widths(widths: Sequence[int]) -> None:
+    """Raises ValueError if ``widths`` are not those of four stages."""
+    if len(widths) != len(WIDTHS) or min(widths) < 1:
+        raise ValueError(f'widths must be {len(WIDTHS)} positive numbers of channels, got {widths!r}')
+
+
+def create_stages(block: Layer, counts: Sequence[int], widths: Sequence[int]) -> list[nn.Sequential]:
     """Stages of ``block(in_channels, channels, stride)``: the first block of all stages but the first has stride 2."""
-    stages = []
-    for index, (count, channels) in enumerate(zip(counts, WIDTHS)):
+    stages, in_channels = [], widths[0]
+    for index, (count, channels) in enumerate(zip(counts, widths)):
         strides = [2 if index else 1, *[1] * (count - 1)]
         stages.append(nn.Sequential(*(block(channels if position else in_channels, channels, stride)
                                       for position, stride in enumerate(strides))))
