@@ -103,6 +103,7 @@ class TrainingModule(pl.LightningModule):
         with GlobalBatchNorm() if self.trainer.world_size > 1 else contextlib.nullcontext():
             logits = self.network(self._layout(x))
         loss = self.criterion(logits.float(), target)
+        self._loss = loss.detach()
         self.log('loss', loss, prog_bar=True, sync_dist=True)
         self.log('lr', self.trainer.optimizers[0].param_groups[0]['lr'])
         return loss
@@ -119,6 +120,9 @@ class TrainingModule(pl.LightningModule):
         self._save()
 
     def _save(self) -> None:
+        if not self._loss.isfinite():
+            raise ValueError(f'the loss is {self._loss.item()} after {self.global_step} steps: lower lr, '
+                             f'{self.config.lr}, set clip_grad, or set precision to 32-true, in another output folder')
         self.trainer.save_checkpoint(Path(self.config.output, LAST))
 
     def on_validation_epoch_start(self) -> None:

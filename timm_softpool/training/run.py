@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 try:
@@ -55,10 +56,16 @@ def train(config: Config, recipe: str) -> Path | None:
         (output / 'config.yaml').write_text(config.as_yaml())
     for name in ('lightning.pytorch', 'lightning.fabric'):
         logging.getLogger(name).setLevel(logging.WARNING)
+    precision = config.precision
+    if config.is_video and precision != '32-true' and (config.accelerator == 'cpu' or not torch.cuda.is_available()):
+        # Seen with torch 2.14 and AVX512_BF16, for two frames and kernels of three: uninitialised memory.
+        warnings.warn('on CPUs, clips are trained with precision 32-true, as the gradients that PyTorch gives there to '
+                      'the weights of bfloat16 3-D convolutions are not to be trusted', stacklevel=2)
+        precision = '32-true'
     is_terminal = sys.stdout.isatty()
     trainer = pl.Trainer(
         accelerator=config.accelerator, devices=local, num_nodes=world // local,
-        strategy='ddp' if world > 1 else 'auto', precision=config.precision, max_epochs=config.epochs,
+        strategy='ddp' if world > 1 else 'auto', precision=precision, max_epochs=config.epochs,
         gradient_clip_val=config.clip_grad, check_val_every_n_epoch=config.validate_epochs, num_sanity_val_steps=0,
         log_every_n_steps=min(10, module.steps_per_epoch), use_distributed_sampler=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=is_terminal, plugins=[AtomicCheckpointIO()],
