@@ -40,18 +40,18 @@ class Config:
     fold: int | None = _setting(None, 0)
     classes: int | None = _setting(None, 2)
     cache: str | None = None
-    input_size: tuple[int, ...] = _setting((224, 224), 1)
+    input_size: tuple[int, int] = _setting((224, 224), 1)
     train_sizes: tuple[int, ...] = _setting((), 1)
     num_frames: int = _setting(16, 1)
     frame_stride: int = _setting(2, 1)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     interpolation: Literal['bilinear', 'bicubic'] = 'bicubic'
     workers: int = _setting(2, 0)
 
     # Augmentation.
-    scale: tuple[float, ...] = _setting((0.35, 1.0), 0.01, 1)
-    ratio: tuple[float, ...] = _setting((3 / 4, 4 / 3), 0.01)
+    scale: tuple[float, float] = _setting((0.35, 1.0), 0.01, 1)
+    ratio: tuple[float, float] = _setting((3 / 4, 4 / 3), 0.01)
     hflip: float = _setting(0.5, 0, 1)
     color_jitter: float = _setting(0.0, 0)
     auto_augment: str | None = None
@@ -97,10 +97,6 @@ class Config:
                 values = value if isinstance(value, tuple) else () if value is None else (value,)
                 if limit is not None and not all(allowed(v, limit) for v in values):
                     raise ValueError(f'{item.name} must be at {bound} {limit}, got {value!r}')
-        for name, count in (('input_size', 2), ('scale', 2), ('ratio', 2), ('mean', 3), ('std', 3)):
-            value = getattr(self, name)
-            if value is not None and len(value) != count:
-                raise ValueError(f'{name} must be a list of {count} numbers, got {list(value)!r}')
         if self.epochs % self.validate_epochs:
             raise ValueError(f'validate_epochs must divide epochs, {self.epochs}, so that the last one is validated, '
                              f'got {self.validate_epochs}')
@@ -171,6 +167,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError(f'{name} must be a list, got {value!r}')
+        if arguments[-1] is not ... and len(value) != len(arguments):
+            raise ValueError(f'{name} must be a list of {len(arguments)} numbers, got {list(value)!r}')
         return tuple(_convert(name, item, arguments[0]) for item in value)
     if hint is float and not isinstance(value, bool):
         try:

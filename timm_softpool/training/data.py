@@ -104,14 +104,14 @@ def val_loader(dataset: SeededDataset, config: Config, rank: int = 0, world: int
                       num_workers=config.workers)
 
 
-def _image_transform(config: Config, geometry: dict[str, Any], size: tuple[int, ...], is_training: bool) -> Callable:
+def _image_transform(config: Config, geometry: dict[str, Any], size: tuple[int, int], is_training: bool) -> Callable:
     return create_transform(
         (3, *size), is_training, scale=config.scale, ratio=config.ratio, hflip=config.hflip,
         color_jitter=config.color_jitter, auto_augment=config.auto_augment, re_prob=config.erase,
         interpolation=config.interpolation, **geometry)
 
 
-def _clip_transform(config: Config, geometry: dict[str, Any], size: tuple[int, ...], is_training: bool) -> nn.Module:
+def _clip_transform(config: Config, geometry: dict[str, Any], size: tuple[int, int], is_training: bool) -> nn.Module:
     """Of clips (T, 3, H, W) in 0..1, which have their size but for what random crops take; to (3, T, H, W)."""
     steps: list[nn.Module] = []
     if is_training:

@@ -48,7 +48,7 @@ class TrainingModule(pl.LightningModule):
         if not timm.is_model(config.model.split('.')[0]):
             raise ValueError(f'model must be a name of timm.list_models(), got {config.model!r}')
         cfg: Any = timm.get_pretrained_cfg(config.model.split('.')[0])
-        self.geometry = {'mean': config.mean or cfg.mean, 'std': config.std or cfg.std, 'crop_pct': 1.0}
+        self.geometry: dict[str, Any] = {'mean': config.mean or cfg.mean, 'std': config.std or cfg.std, 'crop_pct': 1.0}
         self.train_set, self.val_set = create_datasets(config, self.geometry)
         seed_all(config.seed)
         self.network = timm.create_model(config.model, num_classes=self.num_classes, **config.model_args)

@@ -73,8 +73,8 @@ def _card(module: TrainingModule, result: dict[str, Any]) -> str:
 
 | | |
 |---|---|
-| data | {result['train_samples']} samples of `{result['data']}` to train on, {result['val_samples']} to validate with, \
-{len(names)} classes{f', fold {config.fold}' if config.fold is not None else ''} |
+| data | {result['train_samples']} samples of `{result['data']}` to train on, {result['val_samples']} to validate \
+with, {len(names)} classes{f', fold {config.fold}' if config.fold is not None else ''} |
 | accuracy | {result['top1']} % top-1, {result['top5']} % top-5 on the validation samples, in float32, after rounding \
 the weights to float16; the epoch was chosen by this accuracy |
 | size | {result['parameters'] / 1e6:.2f} M parameters, {result['macs'] / 1e9:.3f} GMAC at \

@@ -27,9 +27,9 @@ from .publish import publish
 def train(config: Config, recipe: str) -> Path | None:
     """Train, or go on with, the run in the folder ``config.output``, and publish its best weights there.
 
-    A run that was killed, at whatever step, goes on from ``last.ckpt`` and ends with the weights that it would have had.
-    Under torchrun, each process takes its share of every batch. The folder also gets ``config.yaml``, logs in CSV and
-    for TensorBoard, and what :func:`publish` writes.
+    A run that was killed, at whatever step, goes on from ``last.ckpt``, and ends with the weights that it would have
+    had. Under torchrun, each process takes its share of every batch. The folder also gets ``config.yaml``, logs in CSV
+    and for TensorBoard, and what :func:`publish` writes.
 
     Args:
         recipe: The command that repeats the run, for those who read about its weights.

@@ -212,8 +212,9 @@ class _Motions:
     def __call__(self, index: int) -> Tensor:
         from video_plugins import camera_motion
 
-        photograph = self.photographs[index // len(self.names)].float() / 255
-        return camera_motion(photograph, self.names[index % len(self.names)], self.num_frames, self.size).transpose(0, 1)
+        photograph, motion = divmod(index, len(self.names))
+        return camera_motion(self.photographs[photograph].float() / 255, self.names[motion], self.num_frames,
+                             self.size).transpose(0, 1)
 
 
 SOURCES: dict[str, Callable[[Config], tuple[Samples, Samples]]] = {
