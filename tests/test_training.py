@@ -140,6 +140,13 @@ def test_another_runs_folder_is_left_alone(settings):
     assert_same(state(settings['output']), before)
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(settings, tmp_path):
+    (tmp_path / 'README.md').write_text('mine')
+    with pytest.raises(ValueError, match='output must be a new folder or that of a run, got .*, which holds something'):
+        train(Config(**{**settings, 'output': str(tmp_path)}), '')
+    assert [path.name for path in tmp_path.iterdir()] == ['README.md']
+
+
 def test_a_loss_that_is_no_number_is_not_saved(settings):
     with pytest.raises(ValueError, match='the loss is nan after [1-6] steps'):
         train(Config(**{**settings, 'lr': 1e30, 'warmup_epochs': 0}), '')

@@ -15,7 +15,7 @@ Format = Literal['folder', 'parquet', 'clips', 'camera_motion']
 Precision = Literal['32-true', 'bf16-mixed']
 
 # Of these a run may change its mind when it goes on: they do not change what it computes.
-FREE = ('output', 'data', 'cache', 'workers', 'checkpoint_steps', 'description', 'license', 'tag')
+FREE = ('output', 'cache', 'workers', 'checkpoint_steps', 'description', 'license', 'tag')
 
 
 def _setting(default: Any, least: float | None = None, most: float | None = None) -> Any:
@@ -68,7 +68,7 @@ class Config:
     lr: float = _setting(0.3, 0)
     momentum: float = _setting(0.9, 0, 1)
     weight_decay: float = _setting(3e-4, 0)
-    sched: str = 'cosine'
+    sched: Literal['cosine', 'tanh', 'poly'] = 'cosine'
     warmup_epochs: int = _setting(1, 0)
     smoothing: float = _setting(0.1, 0, 0.99)
     clip_grad: float | None = _setting(None, 0)

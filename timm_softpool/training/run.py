@@ -48,6 +48,8 @@ def train(config: Config, recipe: str) -> Path | None:
     world, local = (int(os.environ.get(name, 1)) for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'))
     if config.batch_size % world:
         raise ValueError(f'batch_size must be a multiple of the processes, {world}, got {config.batch_size}')
+    if output.exists() and any(output.iterdir()) and not (output / 'config.yaml').exists():
+        raise ValueError(f'output must be a new folder or that of a run, got {output}, which holds something else')
     module = TrainingModule(config)
     output.mkdir(parents=True, exist_ok=True)
     if last.exists():
@@ -69,7 +71,7 @@ def train(config: Config, recipe: str) -> Path | None:
         gradient_clip_val=config.clip_grad, check_val_every_n_epoch=config.validate_epochs, num_sanity_val_steps=0,
         log_every_n_steps=min(10, module.steps_per_epoch), use_distributed_sampler=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=is_terminal, plugins=[AtomicCheckpointIO()],
-        callbacks=[TQDMProgressBar()] * is_terminal,
+        deterministic='warn' if torch.cuda.is_available() else None, callbacks=[TQDMProgressBar()] * is_terminal,
         logger=[CSVLogger(output, 'csv'), TensorBoardLogger(output, 'tensorboard')])
     with warnings.catch_warnings():
         # What does not hold here, or is meant so: the loader knows its position, the averaged network never trains.
