@@ -1,4 +1,6 @@
-"""Classify two photographs with the shipped weights, then show what SoftPool keeps of them when it halves their size.
+"""Classify two photographs and name the motion of a clip with the shipped weights, then halve the photographs' size.
+
+The last step shows what SoftPool keeps of them. The clip needs the extra `video`.
 
     python examples/demo.py --output demo
 """
@@ -19,6 +21,7 @@ from timm_softpool import soft_pool2d
 from timm_softpool.cli import main as timm_softpool_command
 
 PHOTOGRAPHS = {'chelsea': skimage.data.chelsea, 'coffee': skimage.data.coffee}
+MOTION_MODEL = 'r3d_18_w16'
 POOLS = {'SoftPool': soft_pool2d, 'average': F.avg_pool2d, 'maximum': F.max_pool2d}
 
 
@@ -54,6 +57,30 @@ def panel(title: str, image: Tensor) -> Image.Image:
     return canvas
 
 
+def name_a_motion(output: Path) -> None:
+    """Write a clip of a photograph under a camera motion, read it back, and say what the network sees in it."""
+    try:
+        import av
+
+        from video_plugins import camera_motion, clip_config, create_model, load_clip
+    except ImportError as error:
+        print(f'\nNo motion is named here: {error}')
+        return
+    motion, path = 'rotate clockwise', output / 'coffee.mp4'
+    clip = camera_motion(to_tensor(skimage.data.coffee())[0], motion, 16, 128, torch.Generator().manual_seed(0))
+    with av.open(path, 'w') as container:
+        stream = container.add_stream('mpeg4', rate=25, width=128, height=128, bit_rate=4_000_000)
+        for frame in (clip.permute(1, 2, 3, 0) * 255).round().byte().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    model = create_model(MOTION_MODEL, pretrained=True).eval()
+    with torch.inference_mode():
+        probabilities = model(load_clip(path, **clip_config(model)))[0].softmax(0)
+    names, best = model.pretrained_cfg['label_names'], int(probabilities.argmax())
+    print(f'\nWhat does the camera do? ({MOTION_MODEL}.camera_motion, synthetic motion on a real photograph)\n')
+    print(f'{path}: {names[best]}, {probabilities[best]:.1%}; it was made as: {motion}')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--output', type=Path, default=Path('demo'), help='folder for the pictures (%(default)s)')
@@ -67,6 +94,8 @@ def main() -> None:
         Image.fromarray(load()).save(files[-1])
     if status := timm_softpool_command(['predict', *map(str, files)]):
         raise SystemExit(status)
+
+    name_a_motion(output)
 
     print('\nWhat is left of a photograph at half its size? (2x2 pooling of pixels in 0..1, bilinear upsampling)\n')
     print(f'{"photograph":12}{"pooling":12}{"SSIM":>8}{"PSNR dB":>10}')

@@ -28,6 +28,8 @@ def test_the_demo_names_what_it_sees_and_draws_the_comparison(tmp_path):
     scores = {(photograph, pooling): float(ssim) for photograph, pooling, ssim, _ in table}
     for photograph in ('chelsea', 'coffee'):
         assert scores[photograph, 'SoftPool'] > scores[photograph, 'maximum']
+    assert re.search(r'coffee\.mp4: rotate clockwise, \d+\.\d%; it was made as: rotate clockwise$', run.stdout,
+                     re.MULTILINE)
     assert Image.open(tmp_path / 'comparison.png').size == (4 * 392, 2 * 412)
 
 

@@ -1,10 +1,11 @@
-"""The command ``timm-softpool``: list the models, describe one, classify images and videos, export."""
+"""The command ``timm-softpool``: list the models, describe one, classify images and videos, train, export."""
 from __future__ import annotations
 
 import argparse
 import difflib
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 import timm_softpool
 
+from .flops import count_macs
 from .pretrained import PUBLISHED, convert_checkpoint, read_checkpoint
 
 DEFAULT_MODEL = 'resnet18_softpool'
@@ -57,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
                         help='a folder as timm and the Hugging Face hub read it, or a program')
     export.add_argument('--checkpoint', type=Path, help='weights of your own for the model: safetensors or PyTorch')
     export.set_defaults(run=export_files)
+
+    train = commands.add_parser('train', help='train a model', description=train_model.__doc__)
+    train.add_argument('config', type=Path, metavar='CONFIG.yaml')
+    train.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='settings instead of those of the file')
+    train.set_defaults(run=train_model)
 
     arguments = parser.parse_args(argv)
     try:
@@ -136,14 +143,19 @@ def export_files(arguments: argparse.Namespace) -> None:
     print(export_model(model, arguments.to))
 
 
-def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one image of ``input_size``, half of what `torch.utils.flop_counter` counts."""
-    from torch.utils.flop_counter import FlopCounterMode
+def train_model(arguments: argparse.Namespace) -> None:
+    """Train a model as a YAML file says, or go on with a training that was stopped, and write what is to be published.
 
-    device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *input_size, device=device))
-    return counter.get_total_flops() // 2
+    docs/training.md explains the settings. On several GPUs: torchrun --nproc-per-node N -m timm_softpool.cli train ...
+    """
+    try:
+        from .training import load_config
+        from .training.run import train
+
+        config = load_config(arguments.config, arguments.overrides)
+    except (ImportError, TypeError) as error:
+        raise UserError(str(error)) from error
+    train(config, shlex.join(['timm-softpool', 'train', str(arguments.config), *arguments.overrides]))
 
 
 def class_names(model: Any) -> list[str]:

@@ -39,6 +39,16 @@ def recurrent_macs(steps: int, weight_shapes: Sequence[Sequence[int]]) -> int:
     return steps * sum(math.prod(shape) for shape in weight_shapes if len(shape) == 2)
 
 
+def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one image of ``input_size``, half of what `torch.utils.flop_counter` counts."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *input_size, device=device))
+    return counter.get_total_flops() // 2
+
+
 def _teach_fvcore(flop_count: ModuleType) -> None:
     def handle(inputs: list[Any], outputs: list[Any]) -> int:
         kernel_size = [size.toIValue() for size in inputs[1].node().inputs()]

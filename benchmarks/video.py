@@ -1,0 +1,114 @@
+"""Train narrow video networks with one recipe for each of two tasks, and tabulate what they reach.
+
+    python benchmarks/video.py            # runs what benchmarks/results/video.jsonl lacks; a killed run goes on
+    python benchmarks/video.py --control  # what the published network says of clips stopped or played backwards
+    python benchmarks/video.py --report   # only writes the tables of docs/video_results.md
+
+The recipes say where the data lie.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / 'benchmarks' / 'results' / 'video.jsonl', ROOT / 'docs' / 'video_results.md'
+CONTROL = RESULTS.with_name('video_control.json')
+PUBLISHED = 'r3d_18_w16'
+NETWORKS = ('r3d_18_w16', 'fast_r3d_18_w16', 'srtg_r3d_18_w16', 'mtnet_xs_w16', 'mtnet_xs_g8_w16')
+# Recipe -> the overrides of each of its runs, and for which networks.
+HALF = 'epochs=6 validate_epochs=6'
+RUNS = {'camera_motion': {'epochs=12': NETWORKS, HALF: NETWORKS, f'{HALF} seed=1': NETWORKS[:2]},
+        'fir_action': {'fold=0': NETWORKS, 'fold=1': NETWORKS, 'fold=2': NETWORKS}}
+MARK = '<!-- benchmarks/video.py -->'
+
+
+def command(recipe: str, network: str, run: str) -> list[str]:
+    output = f'runs/{network}-{recipe}-{run.replace(" ", "-")}'
+    return ['timm-softpool', 'train', f'recipes/{recipe}.yaml', f'model={network}', *run.split(), f'output={output}']
+
+
+def read() -> dict[str, dict]:
+    """The results by their commands."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return {row['recipe']: row for row in rows}
+
+
+def measure() -> None:
+    for recipe, runs in RUNS.items():
+        for run, networks in runs.items():
+            for arguments in (command(recipe, network, run) for network in networks):
+                if ' '.join(arguments) not in read():
+                    subprocess.run([sys.executable, '-m', 'timm_softpool.cli', *arguments[1:]], cwd=ROOT, check=True)
+                    with open(RESULTS, 'a') as file:
+                        file.write((ROOT / arguments[-1].partition('=')[2] / 'result.json').read_text())
+
+
+def control() -> None:
+    import torch
+
+    import video_plugins
+    from timm_softpool.training import load_config
+    from timm_softpool.training.module import TrainingModule
+
+    val = TrainingModule(load_config(ROOT / 'recipes' / 'camera_motion.yaml')).val_set
+    model = video_plugins.create_model(PUBLISHED, pretrained=True).eval()
+    clips, labels = zip(*[val[0, index] for index in range(len(val))])
+    clips, labels = torch.stack(clips), torch.tensor(labels)
+    opposite = labels ^ 1  # the motions come in pairs
+    first, last = (clips[:, :, frame:frame + 1].expand_as(clips) for frame in (0, -1))
+    scores = {}
+    with torch.inference_mode():
+        for name, shown, wanted in (
+                ('as they are', clips, labels), ('backwards, the opposite motion asked for', clips.flip(2), opposite),
+                ('the first frame, repeated', first, labels), ('the last frame, repeated', last, labels)):
+            right = torch.cat([model(batch).argmax(1) for batch in shown.split(100)]) == wanted
+            scores[name] = round(100 * right.float().mean().item(), 2)
+    CONTROL.write_text(json.dumps(scores) + '\n')
+
+
+def table(rows: dict[str, dict], recipe: str) -> str:
+    """One line for each network: its accuracy in each run, mean and sample deviation of folds, size and time."""
+    runs, is_folds = RUNS[recipe], recipe == 'fir_action'
+    lines = [['network', *(run.replace('validate_epochs=6', '').replace('=', ' ') for run in runs),
+              *['mean ± deviation'] * is_folds, 'parameters, M', 'MAC, M', 'training, s']]
+    lines.append(['---'] * len(lines[0]))
+    for network in NETWORKS:
+        found = [rows[' '.join(command(recipe, network, run))] if network in runs[run] else None for run in runs]
+        scores = [row['top1'] for row in found if row]
+        lines.append([f'`{network}`', *(f'{row["top1"]:.2f}' if row else '' for row in found),
+                      *[f'{mean(scores):.2f} ± {stdev(scores):.2f}'] * is_folds,
+                      f'{found[0]["parameters"] / 1e6:.2f}', f'{found[0]["macs"] / 1e6:.1f}',
+                      f'{mean(row["seconds"] for row in found) if is_folds else found[0]["seconds"]:.0f}'])
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def update(text: str) -> str:
+    """The page with its tables made anew, each between a pair of marks."""
+    parts, rows = text.split(MARK), read()
+    scores = [['clips', 'top-1, %'], ['---'] * 2,
+              *([name, f'{score:.2f}'] for name, score in json.loads(CONTROL.read_text()).items())]
+    tables = [table(rows, 'camera_motion'), '\n'.join('| ' + ' | '.join(line) + ' |' for line in scores),
+              table(rows, 'fir_action')]
+    parts[1::2] = [f'\n{text}\n' for text in tables]
+    return MARK.join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--control', action='store_true')
+    parser.add_argument('--report', action='store_true')
+    arguments = parser.parse_args()
+    if arguments.control:
+        control()
+    elif not arguments.report:
+        measure()
+    PAGE.write_text(update(PAGE.read_text()))
+
+
+if __name__ == '__main__':
+    main()
