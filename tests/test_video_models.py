@@ -88,7 +88,9 @@ def test_the_names_are_those_of_the_plan():
             for form in ('', '_parallel')]
     narrow = [f'{name}_w16' for name in ('fast_r3d_18', 'mtnet_xs', 'mtnet_xs_g8', 'r2plus1d_18', 'r3d_18',
                                          'srtg_r3d_18')]
-    assert NAMES == sorted(sizes + resnets + fast + narrow)
+    plain = [name for name in (*sizes, *resnets, *narrow) if name.startswith(('r3d', 'r2plus1d', 'mtnet'))]
+    regularised = [f'{name}_classreg' for name in (*plain, 'slow_r50', 'csn_r101', 'x3d_xs', 'x3d_s', 'x3d_m', 'x3d_l')]
+    assert NAMES == sorted(sizes + resnets + fast + narrow + regularised)
     assert list_models('mtnet_x?_g8') == ['mtnet_xl_g8', 'mtnet_xs_g8']
 
 
@@ -211,6 +213,7 @@ def test_a_network_comes_back_from_its_state_a_copy_and_a_file(name):
 def test_compiled_exported_and_traced_networks_give_the_same_logits(name):
     model, input = create_small(name, num_classes=5), clip()
     expected = model(input)
+    torch.compiler.reset()
     for other in (torch.compile(model, fullgraph=True, backend='eager'), torch.export.export(model, (input,)).module(),
                   torch.jit.trace(model, input, check_trace=False)):
         torch.testing.assert_close(other(input), expected)
@@ -232,10 +235,40 @@ def test_autocast_trains_in_bfloat16(name):
 
 @pytest.mark.parametrize('gate', ['or', 'and'])
 def test_a_gated_network_compiles_whole_and_uses_all_parameters(gate):
+    torch.compiler.reset()
     model = create_srtg_resnet(model_depth=18, gate=gate, model_num_class=3)
     compiled = torch.compile(model, fullgraph=True, backend='eager')
     compiled(clip(2, 32, 2)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(('name', 'options'), [('mtnet_xs_w16', {}), ('srtg_r3d_18_w16', dict(gate='or')),
+                                               ('fast_r3d_18_w16', {})])
+def test_two_processes_train_as_one(name, options, tmp_path):
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', f'''
+import torch, torch.distributed as dist, torch.multiprocessing as mp, video_plugins
+from torch.nn.parallel import DistributedDataParallel
+
+def make():  # without norms, which see the batch of their process alone
+    torch.manual_seed(0)
+    return video_plugins.create_model({name!r}, num_classes=3, norm=lambda num_features, **_: torch.nn.Identity(),
+                                      **{options!r}).double()
+
+def work(rank):
+    torch.manual_seed(1)
+    clips, alone = torch.randn(4, 3, 4, 32, 32, dtype=torch.double), make()
+    alone(clips).square().mean().backward()
+    dist.init_process_group('gloo', init_method='file://{tmp_path}/rendezvous', rank=rank, world_size=2)
+    model = DistributedDataParallel(make())
+    for _ in range(2):
+        model.zero_grad()
+        model(clips[rank::2]).square().mean().backward()
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(model.module.get_parameter(name).grad, parameter.grad, msg=name)
+    dist.destroy_process_group()
+
+mp.start_processes(work, nprocs=2, start_method='fork')
+'''], check=True)
 
 
 # Registries
