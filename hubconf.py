@@ -22,6 +22,10 @@ _VIDEO_NAMES = (
     *(f'{network}_w16' for network in ('fast_r3d_18', 'mtnet_xs', 'mtnet_xs_g8', 'r2plus1d_18', 'r3d_18',
                                        'srtg_r3d_18')),
 )
+_VIDEO_NAMES += (
+    *(f'{name}_classreg' for name in _VIDEO_NAMES if name.startswith(('r3d', 'r2plus1d', 'mtnet'))),
+    *(f'{name}_classreg' for name in ('slow_r50', 'csn_r101', 'x3d_xs', 'x3d_s', 'x3d_m', 'x3d_l')),
+)
 
 
 def _entry_point(_name, _package, _what):

@@ -29,7 +29,7 @@ def list_models(filter='', module='', pretrained=False, **kwargs):
     if not module:
         return names
     bases = set(_list_models(module=module))
-    return [name for name in names if architecture(name).removesuffix('_softpool') in bases]
+    return [name for name in names if architecture(name).removesuffix('_softpool').removesuffix('_classreg') in bases]
 
 
 def list_pretrained(filter='', exclude_filters=''):

@@ -1,4 +1,4 @@
-"""The command ``timm-softpool``: list the models, describe one, classify images and videos, train."""
+"""The command ``timm-softpool``: list the models, describe one, classify images and videos, train, export."""
 from __future__ import annotations
 
 import argparse
@@ -58,13 +58,20 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='settings instead of those of the file')
     train.set_defaults(run=train_model)
 
+    export = commands.add_parser('export', help='write a model as files for others', description=export_files.__doc__)
+    export.add_argument('name')
+    export.add_argument('--to', required=True, metavar='FOLDER|hf-hub:USER/NAME|FILE.onnx|FILE.pt2',
+                        help='a folder as timm and the Hugging Face hub read it, or a program')
+    export.add_argument('--checkpoint', type=Path, help='weights of your own for the model: safetensors or PyTorch')
+    export.set_defaults(run=export_files)
+
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # of `timm-softpool models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError, ValueError) as error:
+    except (UserError, OSError, ValueError, ImportError) as error:
         print(f'timm-softpool: error: {error}', file=sys.stderr)
         return 2
     return 0
@@ -138,6 +145,17 @@ def train_model(arguments: argparse.Namespace) -> None:
     except (ImportError, TypeError) as error:
         raise UserError(str(error)) from error
     train(config, shlex.join(['timm-softpool', 'train', str(arguments.config), *arguments.overrides]))
+
+
+def export_files(arguments: argparse.Namespace) -> None:
+    """Write a model with its weights as a folder for timm, to the Hugging Face hub, or as an ONNX or torch.export file.
+    """
+    from .export import export_model
+
+    model = _create(arguments.name, pretrained=True, checkpoint=arguments.checkpoint).eval()
+    if arguments.checkpoint:
+        model.pretrained_cfg.update(tag=None, description=None)  # the published weights' card is not theirs
+    print(export_model(model, arguments.to))
 
 
 def class_names(model: Any) -> list[str]:

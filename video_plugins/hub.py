@@ -29,7 +29,14 @@ from timm.models import (
 from timm_softpool.pretrained import LAYOUTS, locate, pretrained_cfgs
 
 from .checkpoints import rename
-from .models import create_fast_densenet, create_fast_resnet, create_mtnet, create_srtg_resnet
+from .models import (
+    create_fast_densenet,
+    create_fast_resnet,
+    create_from_pytorchvideo,
+    create_mtnet,
+    create_regularized,
+    create_srtg_resnet,
+)
 from .models.net import VideoNet
 
 VIDEO_MODELS = Registry('VIDEO_PLUGINS_MODEL')
@@ -41,6 +48,17 @@ MTNET_DEPTHS = {'xs': (2, 2, 2, 2), 's': (2, 2, 5, 3), 'm': (3, 4, 6, 3), 'l': (
                 'xxl': (3, 24, 36, 3)}
 
 SRTG_PAPER, MTNET_PAPER, FAST_PAPER = 'arXiv:2006.08247', 'arXiv:2011.03949', 'arXiv:1909.13474'
+CLASSREG_PAPER = 'arXiv:2002.02651'
+
+# PyTorchVideo's networks that have a twin: what of their clips differs from its others (docs/source/model_zoo.md).
+PYTORCHVIDEO: dict[str, dict[str, Any]] = {
+    'slow_r50': dict(num_frames=8, frame_stride=8, input_size=(3, 256, 256)),
+    'csn_r101': dict(num_frames=32, frame_stride=2, input_size=(3, 256, 256)),
+    'x3d_xs': dict(num_frames=4, frame_stride=12, input_size=(3, 182, 182)),
+    'x3d_s': dict(num_frames=13, frame_stride=6, input_size=(3, 182, 182)),
+    'x3d_m': dict(num_frames=16, frame_stride=5, input_size=(3, 256, 256)),
+    'x3d_l': dict(num_frames=16, frame_stride=5, input_size=(3, 356, 356)),
+}
 
 # Name -> builder, what the builder is told, what the network is, and its paper.
 VARIANTS: dict[str, tuple[Callable[..., VideoNet], dict[str, Any], str, str]] = {}
@@ -69,6 +87,14 @@ for _name in ('r3d_18', 'r2plus1d_18', 'srtg_r3d_18', 'fast_r3d_18', 'mtnet_xs',
     _inner = dict(width_per_group=256) if _options.get('groups', 1) > 1 else {}
     VARIANTS[f'{_name}_w16'] = (_builder, {**_options, **_inner, 'widths': (16, 32, 64, 128)},
                                 f'{_text}; with stages of 16, 32, 64 and 128 channels', _paper)
+# With Class Regularization behind each stage: some of ours and some of PyTorchVideo's.
+for _name in [name for name in VARIANTS if name.startswith(('r3d', 'r2plus1d', 'mtnet'))]:
+    _builder, _options, _text, _paper = VARIANTS[_name]
+    VARIANTS[f'{_name}_classreg'] = (partial(create_regularized, _builder), _options,
+                                     f'{_text}; with Class Regularization, a reconstruction', CLASSREG_PAPER)
+VARIANTS |= {f'{name}_classreg': (
+    partial(create_regularized, partial(create_from_pytorchvideo, name)), {},
+    f"PyTorchVideo's {name} with Class Regularization, a reconstruction", CLASSREG_PAPER) for name in PYTORCHVIDEO}
 
 
 @dataclass
@@ -146,7 +172,8 @@ def _entry_point(name: str, builder: Callable[..., VideoNet], options: dict[str,
     Args:
         pretrained: Load the published weights of the name's default tag.
         progress: Show the progress of a download on a terminal.
-        **kwargs: ``num_classes``, ``in_chans``, ``drop_rate`` and those of `video_plugins.{builder.__name__}`.
+        **kwargs: ``num_classes``, ``in_chans``, ``drop_rate`` and those of
+            `video_plugins.models.{getattr(builder, '__name__', 'create_regularized')}`.
     """
     return create
 
@@ -169,6 +196,9 @@ def register() -> None:
         factorised = options.get('convolution') == '2plus1d'
         LAYOUTS[name] = partial(rename, factorised=factorised)
         base = VideoCfg(paper_ids=paper)
+        if geometry := PYTORCHVIDEO.get(name.removesuffix('_classreg')):
+            stem = 'blocks.0.conv.conv_t' if name.startswith('x3d') else base.first_conv
+            base = replace(base, mean=(0.45,) * 3, std=(0.225,) * 3, first_conv=stem, **geometry)
         if 'widths' in options:
             base = replace(base, num_frames=8, input_size=(3, 64, 64))
         cfgs |= pretrained_cfgs(name, replace(base, first_conv='blocks.0.conv.spatial') if factorised else base)

@@ -51,11 +51,19 @@ class MTStem(Stem):
         self.split = SplitStreams(ratio)
 
 
+def blur_single_frame(input: Tensor) -> Tensor:
+    """The average of each 2 x 2 cells, where there is one frame: with it, a stride of 2 skips no cell."""
+    frames, height, width = input.shape[2:]
+    return F.avg_pool3d(input, (1, min(height, 2), min(width, 2)), 1) if frames == 1 else input
+
+
 class MTBlock(nn.Module):
     """Four multi-temporal convolutions, a recursion of each stream, and the skip connection.
 
     ``conv1_1`` (1x1x1), ``conv1_2`` (1x1x1, back), ``conv2`` (3x3x3, strided), ``conv3`` (1x1x1 beside a downsampled
-    skip connection, else 1x3x3), with an activation behind the first three.
+    skip connection, else 1x3x3), with an activation behind the first three. The downsampled skip connection of the long
+    stream averages 2x2 cells once that stream has one frame, where the author's logits show it (at 16 frames, in the
+    last stage); that the number of frames decides it, and not the stage, is inferred.
 
     Shape:
         (N, C_s, T, H, W) and (N, C_l, T', H', W') -> the same pair with the channels of the output, strided.
@@ -78,7 +86,7 @@ class MTBlock(nn.Module):
             SqueezeRecursion(c, recurrent=recurrent) for c in split_channels(channels, ratio))
 
     def forward(self, streams: Streams) -> Streams:
-        skip = streams if self.downsample is None else self.downsample(streams)
+        skip = streams if self.downsample is None else self.downsample((streams[0], blur_single_frame(streams[1])))
         for conv in (self.conv1_1, self.conv1_2, self.conv2):
             short, long = conv(streams)
             streams = self.activation(short), self.activation(long)

@@ -31,7 +31,7 @@ class VideoNet(Net):
         self.num_classes = self.head.proj.out_features if self.head.proj is not None else 0
 
     @property
-    def head(self) -> Head:
+    def head(self) -> Any:
         return self.blocks[-1]
 
     def forward_features(self, input: Tensor) -> Any:
@@ -43,7 +43,7 @@ class VideoNet(Net):
 
     def forward_head(self, features: Any, pre_logits: bool = False) -> Tensor:
         """Logits (N, num_classes) of features, or with ``pre_logits`` the pooled features (N, num_features)."""
-        return self.head.pool(features) if pre_logits else self.head(features)
+        return self.head.pool(features).flatten(1) if pre_logits else self.head(features)
 
     def get_classifier(self) -> nn.Module | None:
         return self.head.proj

@@ -1,0 +1,370 @@
+"""Class Regularization: the formula, on any classifier of either zoo, in every way a model is used."""
+import copy
+import io
+import pickle
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from pytorchvideo.models import hub as pytorchvideo_hub
+from torch import nn
+
+import video_plugins
+from timm_softpool import (
+    ClassRegularization,
+    add_class_regularization,
+    convert_checkpoint,
+    list_models,
+    remove_class_regularization,
+)
+from timm_softpool.models.classreg_twins import ARCHITECTURES
+
+# A small one of many families of timm, and PyTorchVideo's and our networks for clips.
+IMAGES = '''
+    resnet18 densenet121 convnext_atto efficientnet_b0 vgg11 dpn68 mobilenetv3_small_050 regnetx_002 resnetv2_18
+    test_nfnet dla34 repvgg_a0 ghostnet_050 hrnet_w18_small edgenext_xx_small mobilevit_xxs
+'''.split()
+CLIPS = 'r3d_18_w16 srtg_r3d_18_w16 fast_r3d_18_w16 mtnet_xs_w16 slow_r50 x3d_xs'.split()
+
+
+def create(name, **options):
+    """A classifier with 7 classes, and an input for it."""
+    torch.manual_seed(0)
+    if timm.is_model(name):
+        model, is_video = timm.create_model(name, num_classes=7, **options), name in video_plugins.list_models()
+    else:
+        model, is_video = video_plugins.models.create_from_pytorchvideo(name, model_num_class=7, **options), True
+    return model.eval(), torch.randn((2, 3, 4, 33, 40) if is_video else (2, 3, 64, 96))
+
+
+def reference(input, weight, projection, strength):
+    """The formula, one sample and channel at a time, in float64."""
+    affinity = (weight @ projection.T if projection is not None else weight).double()
+    out = input.double().clone()
+    for sample in out:
+        means = [float(channel.mean()) for channel in sample]
+        responses = [sum(m * v for m, v in zip(means, row)) for row in affinity.tolist()]
+        part = [m * v for m, v in zip(means, affinity[responses.index(max(responses))].tolist())]
+        for channel, value in zip(sample, part):
+            channel *= 1 + strength * (2 * (value - min(part)) / (max(part) - min(part)) - 1)
+    return out
+
+
+# The block
+
+@given(st.integers(2, 6), st.integers(2, 6), st.integers(2, 5), st.floats(0.01, 0.99),
+       st.sampled_from([(3, 4), (2, 3, 2)]), st.integers(0, 2 ** 16))
+def test_the_block_is_the_formula(channels, features, classes, strength, size, seed):
+    torch.manual_seed(seed)
+    classifier = nn.Linear(features, classes)
+    block = ClassRegularization(classifier, channels, strength)
+    input = torch.randn(2, channels, *size)
+    projection = None if block.projection is None else block.projection.weight
+    assert (projection is None) == (channels == features)
+    expected = reference(input, classifier.weight, projection, strength)
+    torch.testing.assert_close(block(input), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_factors_reach_from_one_minus_to_one_plus_the_strength():
+    block = ClassRegularization(nn.Linear(8, 3), 16, 0.3)
+    input = torch.rand(4, 16, 5, 5) + 0.1
+    factors = (block(input) / input).mean((2, 3))
+    torch.testing.assert_close(factors.amin(1), torch.full((4,), 0.7))
+    torch.testing.assert_close(factors.amax(1), torch.full((4,), 1.3))
+
+
+def test_gradients_are_right_and_stop_before_the_classifier_unless_asked_for():
+    for detach in (True, False):
+        classifier = nn.Linear(3, 4).double()
+        block = ClassRegularization(classifier, 5, detach_classifier=detach).double()
+        assert torch.autograd.gradcheck(block, torch.randn(2, 5, 2, 3, dtype=torch.double, requires_grad=True))
+        block(torch.randn(2, 5, 2, 3, dtype=torch.double)).square().sum().backward()
+        assert block.projection.weight.grad.abs().sum() > 0
+        assert (classifier.weight.grad is None) == detach
+
+
+def test_several_classes_are_weighed_by_the_softmax_of_their_responses():
+    classifier = nn.Linear(6, 5)
+    block, input = ClassRegularization(classifier, 6, 0.5, top_k=3), torch.randn(2, 6, 4, 4)
+    means = input.mean((2, 3))
+    response, classes = (means @ classifier.weight.T).topk(3)
+    part = means * (response.softmax(1)[..., None] * classifier.weight[classes]).sum(1)
+    part = (part - part.amin(1, True)) / (part.amax(1, True) - part.amin(1, True))
+    torch.testing.assert_close(block(input), input * (0.5 + part)[..., None, None])
+
+
+def test_streams_are_one_layer_side_by_side():
+    torch.manual_seed(0)
+    block, input = ClassRegularization(nn.Linear(6, 3), 6, 0.4), torch.randn(2, 6, 4, 4, 4)
+    short, long = block((input[:, :4], input[:, 4:]))
+    assert torch.equal(torch.cat([short, long], 1), block(input))
+    assert isinstance(block([input]), list)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+def test_types_come_back_as_they_came(dtype):
+    block = ClassRegularization(nn.Linear(6, 3), 4).to(dtype)
+    assert ClassRegularization(nn.Linear(6, 3).to(dtype), 4)(torch.rand(2, 4, 3, 3, dtype=dtype)).dtype == dtype
+    assert block.projection.weight.dtype == dtype
+
+
+def test_a_map_that_is_the_same_everywhere_gives_numbers():
+    assert ClassRegularization(nn.Linear(6, 3), 4)(torch.zeros(1, 4, 3, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize(('arguments', 'error', 'message'), [
+    (dict(strength=-0.1), ValueError, 'strength must be at least 0 and less than 1, got -0.1'),
+    (dict(strength=1), ValueError, 'strength must be at least 0 and less than 1, got 1'),
+    (dict(channels=0), ValueError, 'channels must be at least 1, got 0'),
+    (dict(top_k=4), ValueError, 'top_k must be between 1 and the number of classes, 3, got 4'),
+    (dict(classifier=nn.ReLU()), TypeError, 'the classifier must be a linear layer or a 1 x 1 convolution, got ReLU'),
+    (dict(classifier=nn.Conv2d(3, 3, 3)), TypeError, 'got Conv2d'),
+    (dict(classifier=nn.Identity()), TypeError, 'got one without'),
+])
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ClassRegularization(**{'classifier': nn.Linear(6, 3), 'channels': 4, **arguments})
+
+
+@pytest.mark.parametrize('shape', [(2, 5, 3, 3), (2, 4), (2, 3, 4)])
+def test_an_input_that_is_no_map_of_its_channels_is_refused(shape):
+    with pytest.raises(ValueError, match=r'input must be \(N, C, H, W\) or \(N, C, T, H, W\) with 4 channels in all'):
+        ClassRegularization(nn.Linear(6, 3), 4)(torch.zeros(shape))
+
+
+# On a model
+
+@pytest.mark.parametrize('name', IMAGES + CLIPS)
+@torch.no_grad()
+def test_strength_zero_is_exactly_the_identity_and_removal_leaves_no_trace(name):
+    model, input = create(name)
+    expected, keys, kind = model(input), list(model.state_dict()), type(model)
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    add_class_regularization(model, strength=0.0)
+    assert torch.equal(model(input), expected)
+    assert type(model) is kind and [key for key in model.state_dict() if not key.startswith('class_reg')] == keys
+    assert len(model.class_regularization.layers) >= 2
+    remove_class_regularization(model)
+    add_class_regularization(model, strength=0.5)
+    assert not torch.equal(model(input), expected)
+    remove_class_regularization(model)
+    assert torch.equal(model(input), expected)
+    assert list(model.state_dict()) == keys
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+@torch.no_grad()
+def test_stages_that_end_in_channels_are_regularised_along_them():
+    model = timm.create_model('swin_tiny_patch4_window7_224', num_classes=7, img_size=64, depths=(1, 1, 1, 1)).eval()
+    add_class_regularization(model, input=torch.zeros(1, 3, 64, 64))
+    assert [block.channels for block in model.class_regularization.blocks] == [96, 192, 384, 768]
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
+
+
+@torch.no_grad()
+def test_slowfast_takes_its_list():
+    model = pytorchvideo_hub.slowfast_r50(model_num_class=7).eval()
+    clips = [torch.randn(1, 3, 8, 224, 224), torch.randn(1, 3, 32, 224, 224)]
+    add_class_regularization(model, ['blocks.1', 'blocks.4'], input=clips)
+    assert [block.channels for block in model.class_regularization.blocks] == [256 + 64 + 256, 2304]
+    assert model.class_regularization.affinity('blocks.1').shape == (7, 576)
+
+
+def regularised(name='resnet18', strength=0.3, **options):
+    model, input = create(name)
+    return add_class_regularization(model, strength=strength, **options), input
+
+
+def test_layers_and_their_strengths_can_be_named():
+    model, _ = regularised(layers=['layer2.1.conv2', 'layer4'], strength=[0.1, 0.4])
+    assert model.class_regularization.layers == ['layer2.1.conv2', 'layer4']
+    assert [(block.channels, block.strength) for block in model.class_regularization.blocks] == [(128, .1), (512, .4)]
+
+
+def test_the_affinity_is_the_classifier_s_weights_at_the_layer():
+    model, _ = regularised()
+    assert torch.equal(model.class_regularization.affinity('layer4'), model.fc.weight)
+    projection = model.class_regularization.blocks[0].projection.weight
+    torch.testing.assert_close(model.class_regularization.affinity('layer1'), model.fc.weight @ projection.T)
+    with pytest.raises(ValueError, match="layer must be one of layer1, layer2, layer3, layer4, got 'layer5'"):
+        model.class_regularization.affinity('layer5')
+
+
+def test_the_projection_keeps_the_angles_between_classes_on_average():
+    model, _ = create('resnet18')
+    add_class_regularization(model, ['layer3'])
+    plain, projected = (F.normalize(weight) for weight in
+                        (model.fc.weight, model.class_regularization.affinity('layer3')))
+    assert (plain @ plain.T - projected @ projected.T).abs().max() < 0.3
+
+
+@torch.no_grad()
+def test_a_new_classifier_is_followed_and_without_one_nothing_is_regularised():
+    model, input = regularised()
+    model.reset_classifier(11)
+    assert model(input).shape == (2, 11) and model.class_regularization.affinity('layer2').shape == (11, 128)
+    model.reset_classifier(0)
+    features = model(input)
+    assert torch.equal(features, remove_class_regularization(model)(input))
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'mtnet_xs_w16'])
+@pytest.mark.parametrize('copy_of', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+                         ids=['deepcopy', 'pickle'])
+@torch.no_grad()
+def test_a_copy_has_its_own_classifier(name, copy_of):
+    model, input = regularised(name)
+    expected, again = model(input), copy_of(model)
+    assert torch.equal(again(input), expected)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert torch.equal(again(input), expected)
+    remove_class_regularization(again)
+    assert not torch.equal(again(input), expected)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'mtnet_xs_w16', 'srtg_r3d_18_w16'])
+@torch.no_grad()
+def test_compiled_and_exported_models_compute_the_same(name):
+    model, input = regularised(name)
+    expected = model(input)
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    torch.testing.assert_close(compiled(input), expected)
+    exported = torch.export.export(model, (input,)).module()
+    torch.testing.assert_close(exported(input), expected)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'convnext_atto'])
+def test_gradient_checkpoints_change_nothing(name):
+    model, input = regularised(name)
+    expected = model(input)
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model(input), expected)
+
+
+@torch.no_grad()
+def test_stages_given_one_by_one_are_the_regularised_ones():
+    model, input = regularised()
+    last = model.forward_intermediates(input, intermediates_only=True)[-1]
+    assert torch.equal(model.forward_head(last), model(input))
+
+
+@pytest.mark.parametrize('strength', [0.0, 0.3])
+def test_two_processes_train_as_one(strength, tmp_path):
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', f'''
+import torch, torch.distributed as dist, torch.multiprocessing as mp, timm, timm_softpool
+from torch.nn.parallel import DistributedDataParallel
+
+def make():
+    torch.manual_seed(0)
+    return timm_softpool.add_class_regularization(
+        timm.create_model('test_resnet', num_classes=5, norm_layer=torch.nn.Identity).double(), strength={strength})
+
+def work(rank):
+    torch.manual_seed(1)
+    images, alone = torch.randn(4, 3, 64, 64, dtype=torch.double), make()
+    alone(images).square().mean().backward()
+    dist.init_process_group('gloo', init_method='file://{tmp_path}/rendezvous', rank=rank, world_size=2)
+    model = DistributedDataParallel(make())
+    for _ in range(2):
+        model.zero_grad()
+        model(images[rank::2]).square().mean().backward()
+    for name, parameter in alone.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(model.module.get_parameter(name).grad, parameter.grad, msg=name)
+    dist.destroy_process_group()
+
+if __name__ == '__main__':
+    mp.start_processes(work, nprocs=2, start_method='fork')
+'''], check=True)
+
+
+def test_modes_are_left_as_they_were():
+    model, _ = create('resnet18')
+    model.train()
+    model.layer2.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    means = model.bn1.running_mean.clone()
+    add_class_regularization(model)
+    assert {name: module.training for name, module in model.named_modules()
+            if not name.startswith('class_reg')} == before
+    assert torch.equal(model.bn1.running_mean, means) and model.class_regularization.training
+
+
+@pytest.mark.parametrize(('make', 'error', 'message'), [
+    (lambda m: add_class_regularization('resnet18'), TypeError, 'model must be a torch.nn.Module, got str'),
+    (lambda m: add_class_regularization(add_class_regularization(m)), ValueError, 'has class_regularization already'),
+    (lambda m: add_class_regularization(m, ['layer9']), ValueError, "layers must be names of modules of the model"),
+    (lambda m: add_class_regularization(m, []), ValueError, 'layers must be one or more different names'),
+    (lambda m: add_class_regularization(m, ['layer1'] * 2), ValueError, 'layers must be one or more different names'),
+    (lambda m: add_class_regularization(m, ['fc']), ValueError, r'feature maps .* but fc gives \(1, 7'),
+    (lambda m: add_class_regularization(m, strength=1.0), ValueError, 'strength must be at least 0 and less than 1'),
+    (lambda m: add_class_regularization(m, strength=[.1]), ValueError, 'one number or one for each of the 4'),
+    (lambda m: add_class_regularization(nn.Linear(2, 2)), ValueError, 'layers must be named for a Linear'),
+    (lambda m: add_class_regularization(nn.ReLU()), TypeError, 'the classifier must be a linear layer'),
+    (lambda m: add_class_regularization(timm.create_model('levit_128s')), TypeError, 'got tuple'),
+    (lambda m: add_class_regularization(timm.create_model('resnet18', num_classes=0)), ValueError, 'must have classes'),
+    (lambda m: add_class_regularization(timm.create_model('vit_tiny_patch16_224')), ValueError,
+     r'but blocks.0 gives \(1, 197, 192\)'),
+    (lambda m: add_class_regularization(pytorchvideo_hub.slowfast_r50()), ValueError, 'give an input= of the model'),
+    (remove_class_regularization, ValueError, 'model has no class_regularization'),
+])
+def test_what_cannot_be_regularised_says_why(make, error, message):
+    with pytest.raises(error, match=message):
+        make(create('resnet18')[0])
+
+
+# By name
+
+def test_twins_are_listed_by_timm_and_here():
+    assert {'resnet50_classreg', 'resnext50_32x4d_classreg', 'densenet121_classreg'} < set(list_models('*_classreg'))
+    assert {'r3d_50_classreg', 'r2plus1d_18_classreg', 'slow_r50_classreg', 'csn_r101_classreg', 'x3d_m_classreg',
+            'mtnet_s_classreg'} < set(video_plugins.list_models()) & set(timm.list_models('*_classreg'))
+    assert len(ARCHITECTURES) > 80
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnext50_32x4d', 'densenet121', 'r3d_18_w16', 'mtnet_xs_g8_w16'])
+@torch.no_grad()
+def test_a_plain_checkpoint_and_its_twin_s_go_into_each_other(name):
+    (plain, input), (twin, _) = create(name), create(f'{name}_classreg', strength=0)
+    buffer = io.BytesIO()
+    torch.save(plain.state_dict(), buffer)
+    buffer.seek(0)
+    twin.load_state_dict(convert_checkpoint(torch.load(buffer, weights_only=True), f'{name}_classreg'))
+    assert torch.equal(twin(input), plain(input))
+    assert remove_class_regularization(twin).state_dict().keys() == plain.state_dict().keys()
+
+
+@torch.no_grad()
+def test_a_twin_s_own_checkpoint_loads_whole(tmp_path):
+    twin, input = create('resnet18_classreg')
+    torch.save(twin.state_dict(), tmp_path / 'mine.pth')
+    again = timm.create_model('resnet18_classreg', num_classes=7, pretrained=True, pretrained_cfg_overlay=dict(
+        file=str(tmp_path / 'mine.pth'), num_classes=7)).eval()
+    assert torch.equal(again(input), twin(input))
+
+
+@torch.no_grad()
+def test_a_feature_network_of_a_twin_is_the_plain_one():
+    torch.manual_seed(0)
+    plain = timm.create_model('resnet18', features_only=True).eval()
+    torch.manual_seed(0)
+    twin = timm.create_model('resnet18_classreg', features_only=True).eval()
+    input = torch.randn(1, 3, 64, 64)
+    assert all(map(torch.equal, plain(input), twin(input)))
+
+
+@pytest.mark.parametrize('name', ['slow_r50', 'x3d_xs', 'csn_r101'])
+@torch.no_grad()
+def test_pytorchvideo_s_networks_give_the_logits_of_the_originals(name):
+    original = getattr(pytorchvideo_hub, name)(model_num_class=7).eval()
+    original.blocks[-1].activation = None
+    twin = video_plugins.create_model(f'{name}_classreg', num_classes=7, strength=0).eval()
+    twin.load_state_dict(original.state_dict())
+    clip = torch.randn(1, 3, *{'slow_r50': (8, 224, 224), 'x3d_xs': (4, 160, 160), 'csn_r101': (32, 224, 224)}[name])
+    torch.testing.assert_close(twin(clip), original(clip), rtol=1e-4, atol=1e-5)
