@@ -22,7 +22,7 @@ PUBLISHED = 'r3d_18_w16'
 NETWORKS = ('r3d_18_w16', 'fast_r3d_18_w16', 'srtg_r3d_18_w16', 'mtnet_xs_w16', 'mtnet_xs_g8_w16')
 # Recipe -> the overrides of each of its runs, and for which networks.
 HALF = 'epochs=6 validate_epochs=6'
-RUNS = {'camera_motion': {'epochs=12': NETWORKS, HALF: NETWORKS, f'{HALF} seed=1': NETWORKS[:2]},
+RUNS = {'camera_motion': {'epochs=12': NETWORKS, HALF: NETWORKS[:3], f'{HALF} seed=1': NETWORKS[:2]},
         'fir_action': {'fold=0': NETWORKS, 'fold=1': NETWORKS, 'fold=2': NETWORKS}}
 MARK = '<!-- benchmarks/video.py -->'
 
@@ -60,14 +60,14 @@ def control() -> None:
     clips, labels = zip(*[val[0, index] for index in range(len(val))])
     clips, labels = torch.stack(clips), torch.tensor(labels)
     opposite = labels ^ 1  # the motions come in pairs
-    first, last = (clips[:, :, frame:frame + 1].expand_as(clips) for frame in (0, -1))
+    first, last = (clips[:, :, [frame]].expand_as(clips) for frame in (0, -1))
     scores = {}
     with torch.inference_mode():
         for name, shown, wanted in (
                 ('as they are', clips, labels), ('backwards, the opposite motion asked for', clips.flip(2), opposite),
                 ('the first frame, repeated', first, labels), ('the last frame, repeated', last, labels)):
             right = torch.cat([model(batch).argmax(1) for batch in shown.split(100)]) == wanted
-            scores[name] = round(100 * right.float().mean().item(), 2)
+            scores[name] = round(100 * right.sum().item() / len(right), 2)
     CONTROL.write_text(json.dumps(scores) + '\n')
 
 

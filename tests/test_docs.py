@@ -33,10 +33,20 @@ def test_the_demo_names_what_it_sees_and_draws_the_comparison(tmp_path):
     assert Image.open(tmp_path / 'comparison.png').size == (4 * 392, 2 * 412)
 
 
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_video_networks_figures_are_those_that_were_measured():
+    video = load(ROOT / 'benchmarks' / 'video.py')
+    assert video.update(video.PAGE.read_text()) == video.PAGE.read_text()
+
+
 def test_the_readmes_figures_are_those_that_were_measured():
-    spec = importlib.util.spec_from_file_location('report', ROOT / 'benchmarks' / 'report.py')
-    report = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(report)
+    report = load(ROOT / 'benchmarks' / 'report.py')
     figures = json.loads(report.RESULTS.read_text())
     assert report.update(ROOT / 'README.md', figures) == (ROOT / 'README.md').read_text()
     assert report.table(figures).count('\n') == 1 + len(figures['results'])

@@ -53,17 +53,17 @@ def main(argv: list[str] | None = None) -> int:
     predict.add_argument('--json', action='store_true', help='print a JSON list with an object for each file')
     predict.set_defaults(run=classify)
 
+    train = commands.add_parser('train', help='train a model', description=train_model.__doc__)
+    train.add_argument('config', type=Path, metavar='CONFIG.yaml')
+    train.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='settings instead of those of the file')
+    train.set_defaults(run=train_model)
+
     export = commands.add_parser('export', help='write a model as files for others', description=export_files.__doc__)
     export.add_argument('name')
     export.add_argument('--to', required=True, metavar='FOLDER|hf-hub:USER/NAME|FILE.onnx|FILE.pt2',
                         help='a folder as timm and the Hugging Face hub read it, or a program')
     export.add_argument('--checkpoint', type=Path, help='weights of your own for the model: safetensors or PyTorch')
     export.set_defaults(run=export_files)
-
-    train = commands.add_parser('train', help='train a model', description=train_model.__doc__)
-    train.add_argument('config', type=Path, metavar='CONFIG.yaml')
-    train.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='settings instead of those of the file')
-    train.set_defaults(run=train_model)
 
     arguments = parser.parse_args(argv)
     try:
@@ -132,17 +132,6 @@ def classify(arguments: argparse.Namespace) -> None:
             print(f'  {row["probability"]:6.1%}  {row["name"]}')
 
 
-def export_files(arguments: argparse.Namespace) -> None:
-    """Write a model with its weights as a folder for timm, to the Hugging Face hub, or as an ONNX or torch.export file.
-    """
-    from .export import export_model
-
-    model = _create(arguments.name, pretrained=True, checkpoint=arguments.checkpoint).eval()
-    if arguments.checkpoint:
-        model.pretrained_cfg.update(tag=None, description=None)  # the published weights' card is not theirs
-    print(export_model(model, arguments.to))
-
-
 def train_model(arguments: argparse.Namespace) -> None:
     """Train a model as a YAML file says, or go on with a training that was stopped, and write what is to be published.
 
@@ -156,6 +145,17 @@ def train_model(arguments: argparse.Namespace) -> None:
     except (ImportError, TypeError) as error:
         raise UserError(str(error)) from error
     train(config, shlex.join(['timm-softpool', 'train', str(arguments.config), *arguments.overrides]))
+
+
+def export_files(arguments: argparse.Namespace) -> None:
+    """Write a model with its weights as a folder for timm, to the Hugging Face hub, or as an ONNX or torch.export file.
+    """
+    from .export import export_model
+
+    model = _create(arguments.name, pretrained=True, checkpoint=arguments.checkpoint).eval()
+    if arguments.checkpoint:
+        model.pretrained_cfg.update(tag=None, description=None)  # the published weights' card is not theirs
+    print(export_model(model, arguments.to))
 
 
 def class_names(model: Any) -> list[str]:

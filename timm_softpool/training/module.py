@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,9 @@ class TrainingModule(pl.LightningModule):
         self._save()
 
     def _save(self) -> None:
-        if not self._loss.isfinite():
-            raise ValueError(f'the loss is {self._loss.item()} after {self.global_step} steps: lower lr, '
+        loss = self.trainer.strategy.reduce(self._loss).item()
+        if not math.isfinite(loss):
+            raise ValueError(f'the loss is {loss} after {self.global_step} steps: lower lr, '
                              f'{self.config.lr}, set clip_grad, or set precision to 32-true, in another output folder')
         self.trainer.save_checkpoint(Path(self.config.output, LAST))
 
