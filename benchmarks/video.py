@@ -81,7 +81,7 @@ def table(rows: dict[str, dict], recipe: str) -> str:
         found = [rows[' '.join(command(recipe, network, run))] if network in runs[run] else None for run in runs]
         scores = [row['top1'] for row in found if row]
         lines.append([f'`{network}`', *(f'{row["top1"]:.2f}' if row else '' for row in found),
-                      *[f'{mean(scores):.2f} ± {stdev(scores):.2f}'] * is_folds,
+                      *([f'{mean(scores):.2f} ± {stdev(scores):.2f}'] if is_folds else []),
                       f'{found[0]["parameters"] / 1e6:.2f}', f'{found[0]["macs"] / 1e6:.1f}',
                       f'{mean(row["seconds"] for row in found) if is_folds else found[0]["seconds"]:.0f}'])
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
