@@ -74,7 +74,7 @@ def control() -> None:
 def table(rows: dict[str, dict], recipe: str) -> str:
     """One line for each network: its accuracy in each run, mean and sample deviation of folds, size and time."""
     runs, is_folds = RUNS[recipe], recipe == 'fir_action'
-    lines = [['network', *(run.replace('validate_epochs=6', '').replace('=', ' ') for run in runs),
+    lines = [['network', *(run.replace(' validate_epochs=6', '').replace('=', ' ') for run in runs),
               *['mean ± deviation'] * is_folds, 'parameters, M', 'MAC, M', 'training, s']]
     lines.append(['---'] * len(lines[0]))
     for network in NETWORKS:
