@@ -119,6 +119,10 @@ class Explainer:
         """What to record of a pass with these arguments."""
         return list({Tap(info.module): None for info in self.layers(arguments)})
 
+    def _logits(self, run: Capture, arguments: tuple[Any, ...]) -> Tensor:
+        """What targets are chosen from: (B, classes), or with more axes."""
+        return tensors_of(run.output)[0]
+
     def _maps(self, run: Capture, arguments: tuple[Any, ...], logits: Tensor, scores: Tensor,
               target: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The explanation's ``maps`` and ``meta`` of a recorded pass; ``scores`` (B,) are what is explained."""
@@ -172,7 +176,7 @@ class Explainer:
         arguments = arguments_of(self.model, inputs, additional_forward_args, self.forward)
         taps = self._taps(arguments)
         with capture(self.model, arguments, taps, gradient='layers', forward=self.forward) as run:
-            logits = tensors_of(run.output)[0]
+            logits = self._logits(run, arguments)
             scores, index = select(logits, target)
             maps, meta = self._maps(run, arguments, logits, scores, index)
         maps = {name: precise(map_) for name, map_ in maps.items()}

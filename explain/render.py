@@ -2,10 +2,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .base import Explanation, normalize, upsample
+from .files import written
 
 STYLES = ('overlay', 'focus', 'strip', 'stack')
 GAP = 4  # pixels between panels
@@ -207,10 +205,10 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
         raise ValueError(f'path must end with {", ".join(WRITERS)}, got {str(path)!r}')
     if path.suffix == '.npz':
         several = [explanations] if isinstance(explanations, Explanation) else list(explanations)
-        with _written(path) as file:
-            np.savez_compressed(file, **{name if len(several) == 1 else f'{index}/{name}': value
-                                         for index, explanation in enumerate(several)
-                                         for name, value in _arrays(explanation).items()})
+        arrays: Any = {name if len(several) == 1 else f'{index}/{name}': value
+                       for index, explanation in enumerate(several) for name, value in _arrays(explanation).items()}
+        with written(path) as file:
+            np.savez_compressed(file, **arrays)
         return
     if inputs is None:
         raise ValueError(f'inputs must be given to show an explanation as {path.suffix}, got None')
@@ -223,7 +221,7 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
     else:
         style = style or ('strip' if path.suffix == '.png' and inputs.ndim == 5 else 'overlay')
         data = panels(explanations, inputs, style=style, **options)
-    with _written(path) as file:
+    with written(path) as file:
         WRITERS[path.suffix](file, data, fps)
 
 
@@ -235,22 +233,6 @@ def _arrays(explanation: Explanation) -> dict[str, np.ndarray]:
     arrays['meta'] = np.array(json.dumps({'method': explanation.method, 'input_size': explanation.input_size,
                                           **explanation.meta}, default=str))
     return arrays
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[Any]:
-    """A binary file that becomes ``path`` when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(handle, 'w+b') as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's are the owner's only
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _write_png(file: Any, frames: Frames, fps: float) -> None:
