@@ -65,7 +65,7 @@ class Course:
             pixels = pixels + mask * (denoised(pixels / (high - low), weight) * (high - low) - pixels)
         if (step + 1) % self.brightness_every == 0:
             pixels = pixels + scheduled(self.brightness, step, steps) * (high - low)
-        return torch.maximum(torch.minimum(pixels, high), low)
+        return pixels.clamp(low, high)
 
     def mask_at(self, pixels: Tensor, step: int, steps: int) -> Tensor:
         """(H, W) of 0..1."""
@@ -132,7 +132,7 @@ def denoised(images: Tensor, weight: float, iterations: int = 20) -> Tensor:
     """
     axes = range(2, images.ndim)
     duals = [torch.zeros_like(images) for _ in axes]
-    rate = 1 / (4 * len(axes))
+    rate = 1 / (2 * len(axes))  # twice what is proven to converge, as is usual
     for _ in range(iterations):
         slopes = list(_differences(images / weight - _adjoint(duals)))
         length = torch.stack(slopes).square().sum(0).sqrt()

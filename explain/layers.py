@@ -15,8 +15,9 @@ from .capture import Capture, Forward, Shape, arguments_of, capture, named_layer
 Size = tuple[int, ...]
 Layer = str | int | nn.Module | Sequence[str | int | nn.Module]
 
-# What 'auto' does not choose: their outputs are another layer's over again, or mix its channels once more.
-PASSING = (nn.Identity, nn.Linear, nn.Softmax, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+# What 'auto' does not choose: their outputs are another layer's over again, averaged, or with its channels mixed.
+PASSING = (nn.Identity, nn.Linear, nn.Softmax, nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AvgPool2d, nn.AvgPool3d,
+           nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 PREFIX_TOKENS = 5  # at most: a class token and four registers
 AT_ONCE = 16  # layers that one pass of the search for 'auto' looks at
 NAME = re.compile(r'(?P<name>.*?)(?:@(?P<call>\d+))?(?:\[(?P<stream>\d+)\])?')
@@ -80,7 +81,8 @@ def find_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
     known = [tuple(grid) for module in model.modules() if isinstance(grid := getattr(module, 'grid_size', None), tuple)]
     layers = []
     for call in calls:
-        known = [grid for grid in _sizes_in((call.inputs, call.output)) if len(grid) == len(size)] + known
+        sizes = (grid for grid in _sizes_in((call.inputs, call.output)) if len(grid) == len(size))
+        known = list(dict.fromkeys([*sizes, *known]))
         shapes = list(_shapes_in(call.output))
         name = f'{call.name}@{call.number}' if call.name in several else call.name
         layout = getattr(call.module, 'output_fmt', getattr(model, 'output_fmt', ''))  # of timm

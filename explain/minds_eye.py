@@ -200,7 +200,7 @@ class MindsEye(Explainer):
             finally:
                 if path is not None:
                     self._save(path, canvas, optimizer, generator)
-            return canvas.pixels().detach()
+            return canvas.pixels().detach().clamp(self.low, self.high)  # within the rounding of a transform
 
     def _step(self, step: int, steps: int, targets: Tensor, canvas: Canvas, optimizer: torch.optim.Optimizer,
               generator: torch.Generator) -> dict[str, float]:
