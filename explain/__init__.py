@@ -1,1 +1,7 @@
-"""Explainers for any model of either zoo. This version has none yet; CHANGELOG.md tells what each version adds."""
+"""Explainers for any model of either zoo: what in an image or clip speaks for a class, and what a layer looks for."""
+from .base import Explainer, Explanation
+from .layers import find_layers, last_spatial_layer
+from .minds_eye import MindsEye
+from .saliency_tubes import SaliencyTubes
+
+__all__ = ['Explainer', 'Explanation', 'MindsEye', 'SaliencyTubes', 'find_layers', 'last_spatial_layer']

@@ -1,0 +1,264 @@
+"""Pictures of explanations: overlays, focus maps, strips and stacks of frames; PNG, GIF, MP4, NPZ and HTML files."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .base import Explanation, normalize, upsample
+from .files import written
+
+STYLES = ('overlay', 'focus', 'strip', 'stack')
+GAP = 4  # pixels between panels
+SIDE = 224  # pixels at least of the shorter side of a panel
+STRIP = 8  # frames at most that a still picture of a clip shows
+Frames = np.ndarray  # uint8, (T, H, W, 3); an image is a clip of one frame
+
+
+def to_frames(inputs: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Frames:
+    """Images (B, C, H, W) or clips (B, C, T, H, W) as uint8 (B, T, H, W, 3).
+
+    With the ``mean`` and ``std`` that normalised them they look as they were; otherwise each one is stretched from its
+    minimum to its maximum. One channel is shown as grey, more than three by their mean.
+    """
+    pixels = inputs.detach().cpu().float()
+    pixels = pixels.unsqueeze(2) if pixels.ndim == 4 else pixels
+    if mean is not None and std is not None:
+        scale, shift = (torch.tensor(values).reshape(1, -1, 1, 1, 1) for values in (std, mean))
+        pixels = pixels * scale + shift
+    else:
+        pixels = normalize(pixels)
+    pixels = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1, -1)
+    return (pixels.clamp(0, 1) * 255).round().byte().movedim(1, -1).numpy()
+
+
+def colours(values: np.ndarray, cmap: str = 'jet') -> np.ndarray:
+    """uint8 RGB of ``values`` in 0..1, by 'jet' or, with matplotlib, any of its colour maps."""
+    if cmap == 'jet':
+        rgb = np.stack([1.5 - np.abs(4 * values - centre) for centre in (3, 2, 1)], -1)
+    else:
+        try:
+            from matplotlib import colormaps
+        except ImportError as error:
+            raise ImportError(f"the colour map {cmap!r} needs matplotlib: pip install 'timm-softpool[explain]'"
+                              ) from error
+        if cmap not in colormaps:
+            raise ValueError(f"cmap must be 'jet' or one of matplotlib's colour maps, got {cmap!r}")
+        rgb = colormaps[cmap](values)[..., :3]
+    return (rgb.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def visualize_tube(frames: Frames, tube: np.ndarray, *, style: str = 'overlay', cmap: str = 'jet',
+                   alpha: float = 0.5) -> Frames:
+    """A clip with its tube.
+
+    Args:
+        frames: uint8, (T, H, W, 3).
+        tube: (T, H, W) in 0..1.
+        style: 'overlay', the tube's colours over the frames; 'focus', the frames as bright as the tube, from 20/255 up
+            (both as the authors of Saliency Tubes show them); 'strip', overlaid frames side by side; 'stack', one
+            behind the other, seen from the side.
+        cmap: See `colours`.
+        alpha: Of the colours.
+
+    Returns:
+        uint8 (T, H, W, 3); of 'strip' and 'stack' a single frame, of another size.
+    """
+    if style not in STYLES:
+        raise ValueError(f'style must be one of {", ".join(STYLES)}, got {style!r}')
+    if frames.shape[:3] != tube.shape:
+        raise ValueError(f'tube must have the shape {frames.shape[:3]} of the frames, got {tube.shape}')
+    if not 0 <= alpha <= 1:
+        raise ValueError(f'alpha must be in 0..1, got {alpha!r}')
+    if style == 'focus':
+        return (frames * ((20 + 235 * tube) / 255)[..., None]).round().astype(np.uint8)
+    shown = (alpha * colours(tube, cmap) + (1 - alpha) * frames).round().astype(np.uint8)
+    if style == 'overlay':
+        return shown
+    shown = shown[np.linspace(0, len(shown) - 1, min(STRIP, len(shown))).round().astype(int)]
+    if style == 'strip':
+        return _side_by_side([shown[[index]] for index in range(len(shown))])
+    return _stack(shown)[None]
+
+
+def _stack(frames: Frames) -> np.ndarray:
+    """Frames as sheets that stand one behind the other, the first one in front."""
+    count, height, width = frames.shape[:3]
+    narrow, rise = width * 3 // 5, width // 5  # a sheet, turned away from the viewer
+    step = max(narrow // 2, 1)
+    canvas = Image.new('RGB', (narrow + step * (count - 1), height + rise), 'white')
+    inverse = (width / narrow, 0, 0, -rise / narrow, 1, 0)
+    for position in reversed(range(count)):
+        sheet = Image.fromarray(frames[position]).convert('RGBA')
+        ImageDraw.Draw(sheet).rectangle((0, 0, width - 1, height - 1), outline='white')
+        sheet = sheet.transform((narrow, height + rise), Image.Transform.AFFINE, inverse,
+                                Image.Resampling.BILINEAR)
+        canvas.paste(sheet, (step * position, 0), sheet)
+    return np.asarray(canvas)
+
+
+def _side_by_side(panels: Sequence[Frames], axis: int = 2) -> Frames:
+    """Clips in a row (``axis`` 2) or a column (1), on white; a still one stands beside those that move."""
+    length = max(len(panel) for panel in panels)
+    extent = max(panel.shape[3 - axis] for panel in panels)
+    parts = []
+    for panel in panels:
+        panel = panel[np.arange(length) * len(panel) // length]
+        missing = [(0, 0)] * 4
+        missing[3 - axis] = (0, extent - panel.shape[3 - axis])
+        missing[axis] = (0, GAP)
+        parts.append(np.pad(panel, missing, constant_values=255))
+    joined = np.concatenate(parts, axis)
+    return joined[:, :, :-GAP] if axis == 2 else joined[:, :-GAP]
+
+
+def captioned(panel: Frames, text: str) -> Frames:
+    """A clip with a line of text above it, cut where the clip ends."""
+    if not text:
+        return panel
+    font = ImageFont.load_default(size=13)
+    strip = Image.new('RGB', (panel.shape[2], 18), 'white')
+    while len(text) > 1 and font.getlength(text) > strip.width:
+        text = text[:-2] + '…'
+    ImageDraw.Draw(strip).text((0, 0), text, 'black', font)
+    return np.concatenate([np.broadcast_to(np.asarray(strip), (len(panel), 18, panel.shape[2], 3)), panel], 1)
+
+
+def panels(explanations: Explanation | Sequence[Explanation], inputs: Tensor, *, layers: Sequence[str] | str = (),
+           labels: Sequence[str] | None = None, style: str = 'overlay', cmap: str = 'jet', alpha: float = 0.5,
+           relu: bool = True, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Frames:
+    """Explanations beside the inputs: a row for each explanation (such as of one class) and input, a column for each
+    layer. uint8 (T, H, W, 3).
+
+    Args:
+        explanations: Of the same inputs.
+        inputs: What was explained, one tensor: images or clips.
+        layers: Names of maps; 'all'; or none for the fused map.
+        labels: A name for each explanation; the targets' indices if None.
+        style: See `visualize_tube`.
+        cmap: See `colours`.
+        alpha: Of the colours.
+        relu: Show only what speaks for the target, so that a map without any stays blue.
+        mean: See `to_frames`.
+        std: See `to_frames`.
+    """
+    rows = []
+    for label, item, frames, tubes in _tubes(explanations, inputs, layers, labels, relu, mean, std):
+        row = [captioned(frames if style in ('overlay', 'focus') else frames[[0]], f'input {item}' if len(inputs) > 1
+                         else 'input')]
+        row += [captioned(visualize_tube(frames, tube, style=style, cmap=cmap, alpha=alpha),
+                          f'{label}  {layer}'.strip()) for layer, tube in tubes.items()]
+        rows.append(_side_by_side(row))
+    return _side_by_side(rows, axis=1)
+
+
+def _tubes(explanations: Explanation | Sequence[Explanation], inputs: Tensor, layers: Sequence[str] | str,
+           labels: Sequence[str] | None, relu: bool, mean: Sequence[float] | None, std: Sequence[float] | None
+           ) -> Iterator[tuple[str, int, Frames, dict[str, np.ndarray]]]:
+    """Of each explanation and input: label, number, frames, and layer -> tube (T, H, W) in 0..1."""
+    explanations = [explanations] if isinstance(explanations, Explanation) else list(explanations)
+    size = tuple(inputs.shape[2:])
+    factor = -(-SIDE // min(size[-2:]))
+    size = (*size[:-2], size[-2] * factor, size[-1] * factor)
+    clips = to_frames(upsample(inputs.detach().float(), size), mean, std)
+    for position, explanation in enumerate(explanations):
+        names = list(explanation.maps) if layers == 'all' else list(layers)
+        named: dict[str, str | None] = {name: name for name in names} or {'': None}
+        tubes = {}
+        for name, layer in named.items():
+            maps = explanation.upsampled(layer, size=size)
+            tubes[name] = normalize(maps.relu() if relu else maps)[:, 0].float().cpu().numpy()
+        for item, frames in enumerate(clips):
+            label = labels[position] if labels else \
+                '' if explanation.target is None else f'class {explanation.target[item].tolist()}'
+            yield label, item, frames, {name: tube[item].reshape(frames.shape[:3]) for name, tube in tubes.items()}
+
+
+def save(explanations: Explanation | Sequence[Explanation], path: str | Path, inputs: Tensor | None = None, *,
+         style: str | None = None, fps: float = 8, **options: Any) -> None:
+    """Write explanations to ``path``, whose suffix says as what. A file is complete or not there.
+
+    '.npz' holds each layer's maps, logits, targets and, as JSON, ``meta``. All others are pictures and need the
+    ``inputs``: '.png' of clips shows strips of frames, '.gif' and '.mp4' move, '.html' is a page with a player that
+    needs nothing else.
+
+    Args:
+        explanations: One, or several of the same inputs.
+        path: The file.
+        inputs: What was explained, one tensor: images or clips.
+        style: See `visualize_tube`; None for 'strip' where a clip becomes a PNG, 'overlay' elsewhere.
+        fps: Frames in a second.
+        **options: See `panels`.
+
+    Raises:
+        ValueError: If the suffix is another one, inputs are missing, or an option has no such choice.
+        ImportError: If PyAV is missing for '.mp4'.
+    """
+    path = Path(path)
+    if path.suffix not in WRITERS:
+        raise ValueError(f'path must end with {", ".join(WRITERS)}, got {str(path)!r}')
+    if path.suffix == '.npz':
+        several = [explanations] if isinstance(explanations, Explanation) else list(explanations)
+        arrays: Any = {name if len(several) == 1 else f'{index}/{name}': value
+                       for index, explanation in enumerate(several) for name, value in _arrays(explanation).items()}
+        with written(path) as file:
+            np.savez_compressed(file, **arrays)
+        return
+    if inputs is None:
+        raise ValueError(f'inputs must be given to show an explanation as {path.suffix}, got None')
+    if path.suffix == '.html':
+        from .html import page
+
+        data: Any = page(list(_tubes(explanations, inputs, options.pop('layers', ()), options.pop('labels', None),
+                                     options.pop('relu', True), options.pop('mean', None), options.pop('std', None))),
+                         fps=fps, alpha=options.pop('alpha', 0.5)).encode()
+    else:
+        style = style or ('strip' if path.suffix == '.png' and inputs.ndim == 5 else 'overlay')
+        data = panels(explanations, inputs, style=style, **options)
+    with written(path) as file:
+        WRITERS[path.suffix](file, data, fps)
+
+
+def _arrays(explanation: Explanation) -> dict[str, np.ndarray]:
+    arrays = {f'maps/{name}': map_.cpu().numpy() for name, map_ in explanation.maps.items()}
+    arrays['logits'] = explanation.logits.float().cpu().numpy()
+    if explanation.target is not None:
+        arrays['target'] = explanation.target.cpu().numpy()
+    arrays['meta'] = np.array(json.dumps({'method': explanation.method, 'input_size': explanation.input_size,
+                                          **explanation.meta}, default=str))
+    return arrays
+
+
+def _write_png(file: Any, frames: Frames, fps: float) -> None:
+    Image.fromarray(frames[0]).save(file, 'PNG')
+
+
+def _write_gif(file: Any, frames: Frames, fps: float) -> None:
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    first.save(file, 'GIF', save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+
+
+def _write_mp4(file: Any, frames: Frames, fps: float) -> None:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("MP4 needs PyAV: pip install 'timm-softpool[video]'") from error
+    frames = np.pad(frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode='edge')
+    with av.open(file, 'w', 'mp4') as container:
+        stream = container.add_stream('libx264', rate=round(fps))
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], 'yuv420p'
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), 'rgb24')))
+        container.mux(stream.encode())
+
+
+WRITERS: dict[str, Callable[[Any, Any, float], Any]] = {
+    '.png': _write_png, '.gif': _write_gif, '.mp4': _write_mp4, '.npz': lambda *_: None,
+    '.html': lambda file, data, fps: file.write(data),
+}
