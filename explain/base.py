@@ -102,6 +102,7 @@ class Explainer:
 
     method: ClassVar[str] = ''
     fusion: ClassVar[str] = 'mean'
+    gradient: ClassVar[str | None] = 'layers'  # what `capture` keeps a graph for
 
     def __init__(self, model: nn.Module, layer: Layer = 'auto', *, reshape: str | Callable[[Tensor], Tensor] = 'auto',
                  forward: Forward | None = None) -> None:
@@ -175,7 +176,7 @@ class Explainer:
         """
         arguments = arguments_of(self.model, inputs, additional_forward_args, self.forward)
         taps = self._taps(arguments)
-        with capture(self.model, arguments, taps, gradient='layers', forward=self.forward) as run:
+        with capture(self.model, arguments, taps, gradient=self.gradient, forward=self.forward) as run:
             logits = self._logits(run, arguments)
             scores, index = select(logits, target)
             maps, meta = self._maps(run, arguments, logits, scores, index)

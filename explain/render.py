@@ -131,7 +131,7 @@ def captioned(panel: Frames, text: str) -> Frames:
 
 
 def panels(explanations: Explanation | Sequence[Explanation], inputs: Tensor, *, layers: Sequence[str] | str = (),
-           labels: Sequence[str] | None = None, style: str = 'overlay', cmap: str = 'jet', alpha: float = 0.5,
+           names: Sequence[str] | None = None, style: str = 'overlay', cmap: str = 'jet', alpha: float = 0.5,
            relu: bool = True, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Frames:
     """Explanations beside the inputs: a row for each explanation (such as of one class) and input, a column for each
     layer. uint8 (T, H, W, 3).
@@ -140,7 +140,7 @@ def panels(explanations: Explanation | Sequence[Explanation], inputs: Tensor, *,
         explanations: Of the same inputs.
         inputs: What was explained, one tensor: images or clips.
         layers: Names of maps; 'all'; or none for the fused map.
-        labels: A name for each explanation; the targets' indices if None.
+        names: Of the classes, by index; 'class 7' if None.
         style: See `visualize_tube`.
         cmap: See `colours`.
         alpha: Of the colours.
@@ -149,7 +149,7 @@ def panels(explanations: Explanation | Sequence[Explanation], inputs: Tensor, *,
         std: See `to_frames`.
     """
     rows = []
-    for label, item, frames, tubes in _tubes(explanations, inputs, layers, labels, relu, mean, std):
+    for label, item, frames, tubes in _tubes(explanations, inputs, layers, names, relu, mean, std):
         row = [captioned(frames if style in ('overlay', 'focus') else frames[[0]], f'input {item}' if len(inputs) > 1
                          else 'input')]
         row += [captioned(visualize_tube(frames, tube, style=style, cmap=cmap, alpha=alpha),
@@ -158,25 +158,31 @@ def panels(explanations: Explanation | Sequence[Explanation], inputs: Tensor, *,
     return _side_by_side(rows, axis=1)
 
 
+def _enlarged(inputs: Tensor) -> Tensor:
+    """Images or clips whose shorter side is `SIDE` at least."""
+    *rest, height, width = inputs.shape[2:]
+    factor = -(-SIDE // min(height, width))
+    return upsample(inputs.detach().float(), (*rest, height * factor, width * factor))
+
+
 def _tubes(explanations: Explanation | Sequence[Explanation], inputs: Tensor, layers: Sequence[str] | str,
-           labels: Sequence[str] | None, relu: bool, mean: Sequence[float] | None, std: Sequence[float] | None
+           names: Sequence[str] | None, relu: bool, mean: Sequence[float] | None, std: Sequence[float] | None
            ) -> Iterator[tuple[str, int, Frames, dict[str, np.ndarray]]]:
     """Of each explanation and input: label, number, frames, and layer -> tube (T, H, W) in 0..1."""
     explanations = [explanations] if isinstance(explanations, Explanation) else list(explanations)
+    inputs = _enlarged(inputs)
     size = tuple(inputs.shape[2:])
-    factor = -(-SIDE // min(size[-2:]))
-    size = (*size[:-2], size[-2] * factor, size[-1] * factor)
-    clips = to_frames(upsample(inputs.detach().float(), size), mean, std)
-    for position, explanation in enumerate(explanations):
-        names = list(explanation.maps) if layers == 'all' else list(layers)
-        named: dict[str, str | None] = {name: name for name in names} or {'': None}
+    clips = to_frames(inputs, mean, std)
+    for explanation in explanations:
+        chosen = list(explanation.maps) if layers == 'all' else list(layers)
+        named: dict[str, str | None] = {layer: layer for layer in chosen} or {'': None}
         tubes = {}
         for name, layer in named.items():
             maps = explanation.upsampled(layer, size=size)
             tubes[name] = normalize(maps.relu() if relu else maps)[:, 0].float().cpu().numpy()
         for item, frames in enumerate(clips):
-            label = labels[position] if labels else \
-                '' if explanation.target is None else f'class {explanation.target[item].tolist()}'
+            target: Any = None if explanation.target is None else explanation.target[item].tolist()
+            label = '' if target is None else names[target] if names else f'class {target}'
             yield label, item, frames, {name: tube[item].reshape(frames.shape[:3]) for name, tube in tubes.items()}
 
 
@@ -200,9 +206,7 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
         ValueError: If the suffix is another one, inputs are missing, or an option has no such choice.
         ImportError: If PyAV is missing for '.mp4'.
     """
-    path = Path(path)
-    if path.suffix not in WRITERS:
-        raise ValueError(f'path must end with {", ".join(WRITERS)}, got {str(path)!r}')
+    path = checked(path)
     if path.suffix == '.npz':
         several = [explanations] if isinstance(explanations, Explanation) else list(explanations)
         arrays: Any = {name if len(several) == 1 else f'{index}/{name}': value
@@ -215,7 +219,7 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
     if path.suffix == '.html':
         from .html import page
 
-        data: Any = page(list(_tubes(explanations, inputs, options.pop('layers', ()), options.pop('labels', None),
+        data: Any = page(list(_tubes(explanations, inputs, options.pop('layers', ()), options.pop('names', None),
                                      options.pop('relu', True), options.pop('mean', None), options.pop('std', None))),
                          fps=fps, alpha=options.pop('alpha', 0.5)).encode()
     else:
@@ -223,6 +227,47 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
         data = panels(explanations, inputs, style=style, **options)
     with written(path) as file:
         WRITERS[path.suffix](file, data, fps)
+
+
+def checked(path: str | Path, suffixes: Sequence[str] = ()) -> Path:
+    """``path``, if it can be written; ``suffixes`` are those of `save` by default.
+
+    Raises:
+        ValueError: If its suffix is another one.
+        FileNotFoundError: If its folder is missing.
+    """
+    path, suffixes = Path(path), suffixes or list(WRITERS)
+    if path.suffix not in suffixes:
+        raise ValueError(f'path must end with {", ".join(suffixes)}, got {str(path)!r}')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'path must be in a folder that exists, got {str(path)!r}')
+    return path
+
+
+def save_gallery(rows: Sequence[Tensor], path: str | Path, captions: Sequence[str] = (), *, fps: float = 8,
+                 mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    """Write images or clips side by side to a PNG, of clips the middle frame, or to a GIF or MP4.
+
+    Args:
+        rows: Batches (B, C, [T,] H, W) of as many items, one below the other.
+        path: The file.
+        captions: Of the items.
+        fps: Frames in a second.
+        mean: See `to_frames`.
+        std: See `to_frames`.
+
+    Raises:
+        ValueError: If the suffix is another one.
+    """
+    path = checked(path, MOVING)
+    lines: list[Frames] = []
+    for row in rows:
+        clips = to_frames(_enlarged(row), mean, std)
+        clips = clips[:, [clips.shape[1] // 2]] if path.suffix == '.png' else clips
+        texts = [''] * len(clips) if lines or not captions else captions
+        lines.append(_side_by_side([captioned(clip, text) for clip, text in zip(clips, texts)]))
+    with written(path) as file:
+        WRITERS[path.suffix](file, _side_by_side(lines, axis=1), fps)
 
 
 def _arrays(explanation: Explanation) -> dict[str, np.ndarray]:
@@ -262,3 +307,4 @@ WRITERS: dict[str, Callable[[Any, Any, float], Any]] = {
     '.png': _write_png, '.gif': _write_gif, '.mp4': _write_mp4, '.npz': lambda *_: None,
     '.html': lambda file, data, fps: file.write(data),
 }
+MOVING = ('.png', '.gif', '.mp4')  # of frames alone

@@ -17,31 +17,6 @@ from timm_softpool.cli import DEFAULT_MODEL, class_names, main
 from timm_softpool.pretrained import PUBLISHED, file_hash, write_safetensors
 
 
-@pytest.fixture
-def command(capsys):
-    """Runs the command, which has to succeed in silence on stderr, and returns the lines that it prints."""
-    def call(*arguments):
-        status = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert (status, err) == (0, '')
-        return out.splitlines()
-    return call
-
-
-@pytest.fixture
-def failure(capsys):
-    """Runs the command, which has to fail with status 2 and without a result, and returns what it says."""
-    def call(*arguments):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as exit:
-            status = exit.code
-        out, err = capsys.readouterr()
-        assert (status, out) == (2, '')
-        return err
-    return call
-
-
 @pytest.fixture(scope='module')
 def weights_folder(tmp_path_factory):
     """A folder with weights of the default model: class 3 has the logit 4, class 1 the logit 3, and all others 0."""

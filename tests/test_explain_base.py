@@ -46,7 +46,7 @@ def test_captums_metrics_run_on_attribute(create):
 def test_a_call_gives_what_grad_cam_gives(create):
     explainer, x = create(Small()), clip()
     with explainer as cam:
-        maps = cam(input_tensor=x, targets=[1, 2] if explainer.method == 'eye' else
+        maps = cam(input_tensor=x, targets=[1, 2] if explainer.method in ('eye', 'class') else
                    [ClassifierOutputTarget(1), ClassifierOutputTarget(2)])
     assert maps.shape == (2, 4, 16, 16) and maps.dtype == np.float32
     assert maps.min() == 0 and maps.max() == 1

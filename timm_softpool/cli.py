@@ -1,4 +1,4 @@
-"""The command ``timm-softpool``: list the models, describe one, classify images and videos, train, export."""
+"""The command ``timm-softpool``: list and describe models, classify and explain images and videos, train, export."""
 from __future__ import annotations
 
 import argparse
@@ -52,6 +52,28 @@ def main(argv: list[str] | None = None) -> int:
     predict.add_argument('--topk', type=int, default=5, help='classes to print (%(default)s)')
     predict.add_argument('--json', action='store_true', help='print a JSON list with an object for each file')
     predict.set_defaults(run=classify)
+
+    explain = commands.add_parser('explain', help='show what a model sees', description=explain_files.__doc__)
+    explain.add_argument('files', nargs='+', type=Path, metavar='FILE', help="images or videos; for 'eye' also folders")
+    explain.add_argument('-o', '--output', required=True, type=Path, metavar='OUT',
+                         help='a .png, .gif or .mp4 picture, an .html page, or the numbers as .npz')
+    explain.add_argument('--model', default=DEFAULT_MODEL, help='as for predict (%(default)s)')
+    explain.add_argument('--checkpoint', type=Path, help='as for predict')
+    explain.add_argument('--method', default='tubes', choices=EXPLAINERS, help='; '.join(
+        f"'{name}': {function.__doc__}" for name, function in EXPLAINERS.items()) + ' (%(default)s)')
+    explain.add_argument('--target', action='append', metavar='NAME|INDEX',
+                         help='a class, several times for several; for each file its most probable one by default')
+    explain.add_argument('--layer', action='append', metavar='NAME',
+                         help='a layer, or a pattern of names, several times for several (the last one with maps)')
+    explain.add_argument('--style', choices=('overlay', 'focus', 'strip', 'stack'), help='of the picture (overlay; '
+                         'strip for the PNG of a clip)')
+    explain.add_argument('--alpha', type=float, default=0.5, help='of the colours, 0..1 (%(default)s)')
+    explain.add_argument('--fit', action='append', type=Path, metavar='FOLDER',
+                         help="of 'class': some hundred images or videos such as those to be explained")
+    explain.add_argument('--facets', type=int, default=4, help="of 'eye' (%(default)s)")
+    explain.add_argument('--steps', type=int, default=256, help="of 'eye' (%(default)s)")
+    explain.add_argument('--seed', type=int, default=0, help="of 'eye' (%(default)s)")
+    explain.set_defaults(run=explain_files)
 
     train = commands.add_parser('train', help='train a model', description=train_model.__doc__)
     train.add_argument('config', type=Path, metavar='CONFIG.yaml')
@@ -130,6 +152,90 @@ def classify(arguments: argparse.Namespace) -> None:
         print(result['image'])
         for row in result['classes']:
             print(f'  {row["probability"]:6.1%}  {row["name"]}')
+
+
+def explain_files(arguments: argparse.Namespace) -> None:
+    """Show where in images or videos a model sees a class, or what one of its layers looks for in many of them."""
+    from explain.render import MOVING, checked
+
+    checked(arguments.output, MOVING if arguments.method == 'eye' else ())  # before the work begins
+    model = _create(arguments.model, pretrained=True, checkpoint=arguments.checkpoint).eval()
+    EXPLAINERS[arguments.method](arguments, model)
+    print(arguments.output)
+
+
+def _tubes(arguments: argparse.Namespace, model: Any) -> None:
+    """Saliency Tubes, where the evidence for a class is"""
+    from explain import SaliencyTubes
+
+    _show(arguments, model, SaliencyTubes(model, arguments.layer or 'auto'))
+
+
+def _class(arguments: argparse.Namespace, model: Any) -> None:
+    """class tubes, weights of a whole layer, from Class Regularization or fitted to the files of --fit"""
+    from explain import ClassTubes
+
+    explainer = ClassTubes(model, arguments.layer or 'auto')
+    if arguments.fit:
+        explainer.fit(x for path in _files(arguments.fit) for x in _inputs(path, model, clips=1))
+        print(f'{len(_files(arguments.fit))} files explain of the logits: '
+              + ', '.join(f'{layer} {r2:.0%}' for layer, r2 in explainer.r2.items()))
+    _show(arguments, model, explainer)
+
+
+def _show(arguments: argparse.Namespace, model: Any, explainer: Any) -> None:
+    from explain.render import save
+
+    names = class_names(model)
+    targets = [_class_index(target, names) for target in arguments.target] if arguments.target else [None]
+    inputs = torch.cat([x for path in arguments.files for x in _inputs(path, model, clips=1)])
+    explanations = [explainer.explain(inputs, target) for target in targets]
+    save(explanations, arguments.output, inputs, names=names, style=arguments.style, alpha=arguments.alpha,
+         layers='all' if len(arguments.layer or ()) > 1 else (), **_pixels(model))
+    for explanation in explanations:
+        probabilities = explanation.logits.softmax(-1)
+        for path, index, row in zip(arguments.files, explanation.target.tolist(), probabilities.tolist()):
+            print(f'{path}: {names[index]} ({row[index]:.1%})')
+
+
+def _eye(arguments: argparse.Namespace, model: Any) -> None:
+    """The Mind's Eye, images of what a layer sees in many files"""
+    from explain import MindsEye
+    from explain.render import save_gallery
+
+    files = _files(arguments.files)
+    images = torch.cat([x for path in files for x in _inputs(path, model, clips=1)])
+    eye = MindsEye(model, arguments.layer or 'auto', facets=arguments.facets).fit(images, seed=arguments.seed)
+    rendered = eye.render(arguments.steps, seed=arguments.seed)
+    counts = eye.labels.bincount(minlength=arguments.facets).tolist()
+    save_gallery([eye.means, rendered], arguments.output,
+                 [f'facet {facet}: {count} of {len(files)}' for facet, count in enumerate(counts)], **_pixels(model))
+
+
+EXPLAINERS = {'tubes': _tubes, 'class': _class, 'eye': _eye}
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The files, and those in the folders."""
+    return [path for given in paths for path in (sorted(given.iterdir()) if given.is_dir() else [given])]
+
+
+def _pixels(model: Any) -> dict[str, Any]:
+    """How pixels became the model's inputs."""
+    return {key: model.pretrained_cfg[key] for key in ('mean', 'std')}
+
+
+def _class_index(target: str, names: Sequence[str]) -> int:
+    """The class called ``target``, or with that index; a part of a name is enough where it is in no other."""
+    if target.isdecimal() and int(target) < len(names):
+        return int(target)
+    same = [index for index, name in enumerate(names) if target.lower() in map(str.strip, name.lower().split(','))]
+    found = same or [index for index, name in enumerate(names) if target.lower() in name.lower()]
+    if len(found) != 1:
+        near = [names[index] for index in found[:5]] or difflib.get_close_matches(target, names, n=3, cutoff=0.5)
+        raise UserError(f'--target must be a class of the model or its index, 0..{len(names) - 1}, got {target!r}'
+                        + (f'; did you mean {" or ".join(near)}?' if near else ''))
+    return found[0]
 
 
 def train_model(arguments: argparse.Namespace) -> None:

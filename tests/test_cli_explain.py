@@ -1,0 +1,118 @@
+"""The command ``timm-softpool explain``, as its user sees it."""
+import json
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import video_plugins
+from timm_softpool.pretrained import write_safetensors
+from video_plugins import camera_motion
+
+
+@pytest.fixture(scope='module')
+def photograph(tmp_path_factory):
+    path = tmp_path_factory.mktemp('inputs') / 'noise.png'
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory):
+    import av
+
+    path = tmp_path_factory.mktemp('inputs') / 'clip.mp4'
+    clip = camera_motion(torch.rand(3, 100, 120), 'zoom in', 16, 64, torch.Generator().manual_seed(0))
+    with av.open(path, 'w') as container:
+        stream = container.add_stream('mpeg4', rate=25, width=64, height=64)
+        for frame in (clip.permute(1, 2, 3, 0) * 255).round().byte().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(path):
+    with np.load(path) as arrays:
+        return {name: np.array(value) for name, value in arrays.items()}
+
+
+def test_a_photograph_is_explained_for_its_most_probable_class(command, photograph, tmp_path):
+    line, written = command('explain', photograph, '-o', tmp_path / 'tube.npz')
+    found = numbers(tmp_path / 'tube.npz')
+    best = command('predict', '--topk', 1, photograph)[1].split(maxsplit=1)
+    assert line == f'{photograph}: {best[1]} ({best[0]})' and written == str(tmp_path / 'tube.npz')
+    assert found['target'] == found['logits'].argmax() and found['maps/layer4'].shape == (1, 1, 2, 2)
+
+
+def test_targets_by_name_and_index_and_layers_by_pattern(command, photograph, tmp_path):
+    lines = command('explain', photograph, '--target', 'espresso', '--target', 3, '--layer', 'layer2', '--layer',
+                    'layer3.*', '-o', tmp_path / 'tube.npz')
+    found = numbers(tmp_path / 'tube.npz')
+    assert {name for name in found if name.startswith('0/maps')} == {'0/maps/layer2', '0/maps/layer3.0',
+                                                                    '0/maps/layer3.1'}
+    assert 'espresso' in lines[0] and found['1/target'] == 3 and len(lines) == 3
+
+
+@pytest.mark.parametrize('suffix', ['png', 'gif', 'mp4', 'html'])
+def test_a_clip_becomes_a_picture(command, video, tmp_path, suffix):
+    command('explain', video, '--model', 'r3d_18_w16', '--style', 'focus', '-o', tmp_path / f'tube.{suffix}')
+    assert (tmp_path / f'tube.{suffix}').stat().st_size > 1000
+
+
+def test_weights_of_your_own(command, video, tmp_path):
+    model = video_plugins.create_model('r3d_18_w16', num_classes=3)
+    write_safetensors(model.state_dict(), tmp_path / 'own.safetensors')
+    lines = command('explain', video, '--model', 'r3d_18_w16', '--checkpoint', tmp_path / 'own.safetensors',
+                    '--target', 2, '-o', tmp_path / 'tube.npz')
+    assert numbers(tmp_path / 'tube.npz')['logits'].shape == (1, 3) and ': class 2 (' in lines[0]
+
+
+def test_class_tubes_are_fitted_to_a_folder_or_read_from_class_regularization(command, failure, photograph, tmp_path):
+    (tmp_path / 'images').mkdir()
+    for index in range(4):
+        Image.new('RGB', (64, 64), (60 * index, 0, 255 - 60 * index)).save(tmp_path / 'images' / f'{index}.png')
+    out = tmp_path / 'tube.npz'
+    assert 'layer must be fitted first' in failure('explain', photograph, '--method', 'class', '-o', out)
+    lines = command('explain', photograph, '--method', 'class', '--fit', tmp_path / 'images', '--layer', 'layer4', '-o',
+                    out)
+    assert re.fullmatch(r'4 files explain of the logits: layer4 \d+%', lines[0])
+    model = timm.create_model('resnet18_classreg', num_classes=3)
+    write_safetensors(model.state_dict(), tmp_path / 'own.safetensors')
+    command('explain', photograph, '--method', 'class', '--model', 'resnet18_classreg', '--checkpoint',
+            tmp_path / 'own.safetensors', '-o', out)
+    assert json.loads(str(numbers(out)['meta']))['weights'] == {'layer4': 'blocks'}
+
+
+def test_the_eye_sees_a_folder(command, photograph, tmp_path):
+    (tmp_path / 'images').mkdir()
+    for index in range(5):
+        Image.new('RGB', (64, 64), (50 * index, 0, 255 - 50 * index)).save(tmp_path / 'images' / f'{index}.png')
+    command('explain', tmp_path / 'images', photograph, '--method', 'eye', '--facets', 3, '--steps', 2, '--layer',
+            'layer2', '-o', tmp_path / 'eye.png')
+    with Image.open(tmp_path / 'eye.png') as image:
+        assert image.size == (3 * 256 + 8, 18 + 2 * 256 + 4)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--target', 'no such class'], "--target must be a class of the model or its index, 0..199, got 'no such class'"),
+    (['--target', '200'], "got '200'"),
+    (['--target', 'cat'], 'did you mean'),
+    (['--layer', 'layer9'], "layer must name a module that the model calls with these inputs, got 'layer9'"),
+    (['--alpha', '3'], 'alpha must be in 0..1, got 3.0'),
+    (['-o', 'x.bmp'], "path must end with .png, .gif, .mp4, .npz, .html, got 'x.bmp'"),
+    (['-o', 'none/x.png'], "path must be in a folder that exists, got 'none/x.png'"),
+    (['--method', 'eye', '-o', 'x.html'], "path must end with .png, .gif, .mp4, got 'x.html'"),
+    (['--method', 'eye', '--facets', '9'], 'images must be at least as many as the 9 facets, got 1')])
+def test_what_cannot_be_explained(failure, photograph, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in failure('explain', photograph, '-o', 'tube.png', *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_of_the_result_says_how_it_came_about(command, photograph, tmp_path):
+    command('explain', photograph, '--model', 'resnet18_softpool', '--layer', 'layer3', '-o', tmp_path / 'tube.npz')
+    meta = json.loads(str(numbers(tmp_path / 'tube.npz')['meta']))
+    assert meta['method'] == 'tubes' and meta['weights'] == {'layer3': 'grad'}
