@@ -133,7 +133,7 @@ def test_bad_arguments_are_named(arguments, error, message):
 
 @pytest.mark.parametrize('shape', [(2, 5, 3, 3), (2, 4), (2, 3, 4)])
 def test_an_input_that_is_no_map_of_its_channels_is_refused(shape):
-    with pytest.raises(ValueError, match=r'input must be \(N, C, H, W\) or \(N, C, T, H, W\) with 4 channels in all'):
+    with pytest.raises(ValueError, match=r'input must be \(N, C, H, W\) or \(N, C, T, H, W\) with 4 channels'):
         ClassRegularization(nn.Linear(6, 3), 4)(torch.zeros(shape))
 
 
@@ -147,7 +147,7 @@ def test_strength_zero_is_exactly_the_identity_and_removal_leaves_no_trace(name)
     hooks = [len(module._forward_hooks) for module in model.modules()]
     add_class_regularization(model, strength=0.0)
     assert torch.equal(model(input), expected)
-    assert type(model) is kind and [key for key in model.state_dict() if not key.startswith('class_reg')] == keys
+    assert type(model) is kind and [key for key in model.state_dict() if 'class_reg' not in key] == keys
     assert len(model.class_regularization.layers) >= 2
     remove_class_regularization(model)
     add_class_regularization(model, strength=0.5)
@@ -204,13 +204,28 @@ def test_the_projection_keeps_the_angles_between_classes_on_average():
 
 
 @torch.no_grad()
-def test_a_new_classifier_is_followed_and_without_one_nothing_is_regularised():
+def test_a_new_classifier_is_followed_and_without_one_the_features_stay_as_they_were():
     model, input = regularised()
     model.reset_classifier(11)
     assert model(input).shape == (2, 11) and model.class_regularization.affinity('layer2').shape == (11, 128)
+    features = model.forward_features(input)
     model.reset_classifier(0)
-    features = model(input)
-    assert torch.equal(features, remove_class_regularization(model)(input))
+    assert torch.equal(model.forward_features(input), features)
+    model.reset_classifier(6)
+    assert model.class_regularization.affinity('layer2').shape == (6, 128)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121'])
+@pytest.mark.parametrize('road', [torch.fx.symbolic_trace,
+                                  lambda model: torch.jit.trace(model, torch.randn(2, 3, 64, 64))],
+                         ids=['fx', 'jit.trace'])
+def test_traced_it_computes_the_same_and_follows_the_classifier_s_weights(name, road):
+    model, input = timm.create_model(f'{name}_classreg', num_classes=7).eval(), torch.randn(2, 3, 64, 64)
+    traced = road(model)
+    torch.testing.assert_close(traced(input), model(input))
+    with torch.no_grad():
+        model.get_classifier().weight.mul_(torch.randn(7, 1))
+    torch.testing.assert_close(traced(input), model(input))
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'mtnet_xs_w16'])
@@ -292,8 +307,9 @@ def test_modes_are_left_as_they_were():
     means = model.bn1.running_mean.clone()
     add_class_regularization(model)
     assert {name: module.training for name, module in model.named_modules()
-            if not name.startswith('class_reg')} == before
-    assert torch.equal(model.bn1.running_mean, means) and model.class_regularization.training
+            if 'class_reg' not in name} == before
+    assert torch.equal(model.bn1.running_mean, means) and all(
+        block.training for block in model.class_regularization.blocks)
 
 
 @pytest.mark.parametrize(('make', 'error', 'message'), [

@@ -13,7 +13,7 @@ from timm_softpool.models import softpool_paper, softpool_twins
 
 FAMILIES = {'the paper': softpool_paper.ARCHITECTURES,
             **{family: names.split() for family, names in softpool_twins.ARCHITECTURES.items()}}
-# One small model of each family of timm, and two of the paper.
+# One small model of each family of timm, two of the paper, and some with Class Regularization.
 SMALL = [f'{name}_softpool' for name in '''
     resnet18 densenet121
     halonet_h1 test_byobnet cspresnext50 densenetblur121d dla46x_c dpn48b gcvit_xxtiny hgnet_tiny hieradet_small
@@ -21,7 +21,7 @@ SMALL = [f'{name}_softpool' for name in '''
     nest_tiny nextvit_small test_nfnet pnasnet5large regnetv_064 res2next50 resnest14d test_resnet resnetv2_18
     legacy_seresnet18 skresnet18 tresnet_m vgg11 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224
     ese_vovnet19b_slim_dw legacy_xception
-'''.split()]
+'''.split()] + ['resnet18_classreg', 'test_resnet_classreg', 'densenet121_classreg']
 
 
 @pytest.fixture(scope='session')

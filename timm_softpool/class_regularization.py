@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Maps = Tensor | tuple[Tensor, ...] | list[Tensor]
+MEMBER = 'class_regularization'  # what a block is called in a Sequential, and all of them in the model
 
 # Where PyTorchVideo's networks have no configuration: large enough for all of their heads.
 CLIP = (3, 32, 320, 320)
@@ -49,7 +51,8 @@ class ClassRegularization(nn.Module):
 
     Shape:
         (N, C, H, W) or (N, C, T, H, W) -> the same; or a tuple or list of such (streams), whose channels are taken
-        side by side -> the same. Where the model has no classes (``reset_classifier(0)``), the input as it is.
+        side by side -> the same. A model that drops its classes (``reset_classifier(0)``) keeps its features: the last
+        classes are remembered, though in no checkpoint.
 
     Raises:
         TypeError: If the classifier is neither linear nor a model that has a linear one.
@@ -63,13 +66,15 @@ class ClassRegularization(nn.Module):
             raise ValueError(f'strength must be at least 0 and less than 1, got {strength!r}')
         if channels < 1:
             raise ValueError(f'channels must be at least 1, got {channels}')
-        weight = class_weights(classifier)
-        if weight is None:
+        linear = linear_layer(classifier)
+        if linear is None:
             raise TypeError('classifier must be a linear layer with classes, got one without')
+        weight = linear.weight.flatten(1)
         if not 1 <= top_k <= len(weight):
             raise ValueError(f'top_k must be between 1 and the number of classes, {len(weight)}, got {top_k}')
         self.channels, self.strength, self.top_k, self.detach_classifier = channels, strength, top_k, detach_classifier
         self._classifier = (classifier,)  # in a tuple, which does not register it
+        self._linear = (linear,)
         self.projection: nn.Linear | None = None
         if weight.shape[1] != channels:
             self.projection = nn.Linear(weight.shape[1], channels, bias=False, device=weight.device,
@@ -78,38 +83,56 @@ class ClassRegularization(nn.Module):
             self.projection.requires_grad_(strength > 0)  # else it has no gradient, which DDP takes for a mistake
         self.register_load_state_dict_pre_hook(_keep_what_is_missing)
 
-    def affinity(self) -> Tensor | None:
-        """V: how much each channel of this layer speaks for each class, (K, C); None without classes."""
-        weight = class_weights(self._classifier[0])
-        if weight is None:
-            return None
+    def affinity(self) -> Tensor:
+        """V: how much each channel of this layer speaks for each class, (K, C); of the last classes there were."""
+        linear = linear_layer(self._classifier[0])
+        if linear is not None and linear is not self._linear[0]:
+            self._linear = (linear,)
+        weight = self._linear[0].weight.flatten(1)
         if self.detach_classifier:
             weight = weight.detach()
-        return weight if self.projection is None else self.projection(weight)
+        # A classifier that the model has dropped is where it was then.
+        return weight if self.projection is None else self.projection(weight.to(self.projection.weight))
 
     def forward(self, input: Maps) -> Maps:
         if self.strength == 0:
             return input
-        maps = tuple(input) if isinstance(input, (tuple, list)) else (input,)
-        sizes = [stream.shape[1] for stream in maps]
-        if not all(stream.ndim in (4, 5) for stream in maps) or sum(sizes) != self.channels:
-            raise ValueError(f'input must be (N, C, H, W) or (N, C, T, H, W) with {self.channels} channels in all, got '
-                             f'{" and ".join(str(tuple(stream.shape)) for stream in maps)}')
         affinity = self.affinity()
-        if affinity is None:
-            return input
-        means = torch.cat([stream.flatten(2).mean(2) for stream in maps], dim=1)
-        response, guess = F.linear(means, affinity).topk(min(self.top_k, len(affinity)), dim=1)
-        chosen = torch.einsum('nk,nkc->nc', response.softmax(1).to(affinity.dtype), affinity[guess])
-        part = means * chosen
-        least, most = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
-        part = (part - least) / (most - least).clamp_min(torch.finfo(part.dtype).tiny)
-        scale = (1 + self.strength * (2 * part - 1)).to(maps[0].dtype).split(sizes, dim=1)
-        scaled = [stream * factor.unflatten(1, (-1, *[1] * (stream.ndim - 2))) for stream, factor in zip(maps, scale)]
-        return type(input)(scaled) if isinstance(input, (tuple, list)) else scaled[0]
+        if not isinstance(input, (tuple, list)):
+            return emphasized(input, affinity, self.strength, self.top_k)
+        if sum(stream.shape[1] for stream in input) != self.channels:
+            raise ValueError(f'input must have {self.channels} channels in all, got '
+                             f'{" and ".join(str(tuple(stream.shape)) for stream in input)}')
+        means = torch.cat([stream.flatten(2).mean(2) for stream in input], 1)
+        scales = channel_scales(means, affinity, self.strength, self.top_k).split([s.shape[1] for s in input], 1)
+        return type(input)([scaled(stream, scale) for stream, scale in zip(input, scales)])
 
     def extra_repr(self) -> str:
         return f'channels={self.channels}, strength={self.strength}, top_k={self.top_k}'
+
+
+@torch.fx.wrap  # a tracer's proxies know no shapes
+def emphasized(input: Tensor, affinity: Tensor, strength: float, top_k: int) -> Tensor:
+    """The formula of :class:`ClassRegularization` for one tensor and V (K, C); TorchScript can compile it."""
+    if input.ndim not in [4, 5] or input.shape[1] != affinity.shape[1]:
+        raise ValueError(f'input must be (N, C, H, W) or (N, C, T, H, W) with {affinity.shape[1]} channels, '
+                         f'got {input.shape}')
+    return scaled(input, channel_scales(input.flatten(2).mean(2), affinity, strength, top_k))
+
+
+def channel_scales(means: Tensor, affinity: Tensor, strength: float, top_k: int) -> Tensor:
+    """What the channels with these ``means`` (N, C) are multiplied by."""
+    affinity = affinity.to(means)
+    response, guess = F.linear(means, affinity).topk(min(top_k, affinity.shape[0]), dim=1)
+    chosen = torch.einsum('nk,nkc->nc', response.softmax(1).to(affinity.dtype), affinity[guess])
+    part = means * chosen
+    least, most = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
+    span = most - least
+    return 1 + strength * (2 * (part - least) / (span + (span == 0)) - 1)
+
+
+def scaled(input: Tensor, scale: Tensor) -> Tensor:
+    return input * scale.to(input.dtype).reshape(list(scale.shape) + [1] * (input.ndim - 2))
 
 
 class ClassRegularizations(nn.Module):
@@ -117,35 +140,44 @@ class ClassRegularizations(nn.Module):
 
     Attributes:
         layers: The names of the layers.
+        blocks: Their blocks. Each is a part of its layer, so that it shares its fate: the last member of a Sequential;
+            of other layers it works by a hook.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.layers: list[str] = []
-        self.channels_last: list[bool] = []
+        self.blocks: list[ClassRegularization] = []
         self.handles: list[Any] = []
-        self.blocks = nn.ModuleList()
 
     def append(self, name: str, layer: nn.Module, block: ClassRegularization, channels_last: bool) -> None:
         self.layers.append(name)
         self.blocks.append(block)
-        while type(layer).forward is nn.Sequential.forward and len(layer):  # type: ignore[arg-type]
-            layer = layer[-1]  # type: ignore[index]  # timm's gradient checkpoints call the members, not the whole
+        if type(layer).forward is nn.Sequential.forward and not channels_last:
+            layer.add_module(MEMBER, block)
+            return
         self.handles.append(layer.register_forward_hook(_Behind(block, channels_last)))
+        while isinstance(layer, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):  # whose members are all called
+            layer = next(layer.children())
+        layer.add_module(MEMBER, block)
+
+    def remove(self, model: nn.Module) -> None:
+        """Take the blocks out of the ``model``."""
+        for handle in self.handles:
+            handle.remove()
+        for layer in list(model.modules()):
+            if getattr(layer, MEMBER, None) in self.blocks:
+                delattr(layer, MEMBER)
 
     def affinity(self, layer: str) -> Tensor:
         """How much each channel of ``layer`` speaks for each class, (classes, channels), without gradient.
 
         Raises:
-            ValueError: If there is no block behind this layer, or the model has no classes.
+            ValueError: If there is no block behind this layer.
         """
         if layer not in self.layers:
             raise ValueError(f'layer must be one of {", ".join(self.layers)}, got {layer!r}')
-        block: Any = self.blocks[self.layers.index(layer)]
-        affinity = block.affinity()
-        if affinity is None:
-            raise ValueError('the model has no classes, as after reset_classifier(0)')
-        return affinity.detach()
+        return self.blocks[self.layers.index(layer)].affinity().detach()
 
 
 class _Behind:
@@ -165,8 +197,8 @@ def add_class_regularization(model: nn.Module, layers: Iterable[str] | None = No
                              detach_classifier: bool = True, input: Any = None) -> nn.Module:
     """Put a :class:`ClassRegularization` behind layers of a classifier of timm or PyTorchVideo, in place.
 
-    The blocks work by forward hooks, so that the model keeps its type and the names of its tensors; their own are
-    under ``class_regularization.``, and a checkpoint without them loads strictly all the same. The classifier is
+    The model keeps its type and the names of its tensors; those of the blocks have ``class_regularization.`` in
+    them, and a checkpoint without them loads strictly all the same. The classifier is
     looked up at each call: timm's ``get_classifier()``, PyTorchVideo's ``blocks[-1].proj``.
 
     Args:
@@ -191,7 +223,7 @@ def add_class_regularization(model: nn.Module, layers: Iterable[str] | None = No
         raise TypeError(f'model must be a torch.nn.Module, got {type(model).__name__}')
     if hasattr(model, 'class_regularization'):
         raise ValueError('model has class_regularization already; remove_class_regularization takes it out')
-    if class_weights(model) is None:
+    if linear_layer(model) is None:
         raise ValueError('model must have classes, got one without, as after reset_classifier(0)')
     known = dict(model.named_modules())
     names = _stages(model) if layers is None else [layers] if isinstance(layers, str) else list(layers)
@@ -215,7 +247,9 @@ def add_class_regularization(model: nn.Module, layers: Iterable[str] | None = No
         block = ClassRegularization(model, sum(stream.shape[-1 if channels_last else 1] for stream in maps), value,
                                     top_k=top_k, detach_classifier=detach_classifier)
         container.append(name, known[name], block, channels_last)
-    model.class_regularization = container.train(model.training)
+    model.class_regularization = container
+    for block in container.blocks:
+        block.train(model.training)
     return model
 
 
@@ -228,19 +262,18 @@ def remove_class_regularization(model: nn.Module) -> nn.Module:
     container = getattr(model, 'class_regularization', None)
     if not isinstance(container, ClassRegularizations):
         raise ValueError('model has no class_regularization')
-    for handle in container.handles:
-        handle.remove()
+    container.remove(model)
     del model.class_regularization
     return model
 
 
-def class_weights(classifier: Any) -> Tensor | None:
-    """The weights (K, C_L) of a linear layer, or of a model's classifier; None if it has no classes.
+def linear_layer(classifier: Any) -> Any:
+    """A linear layer, or the one of a model, that gives the logits; None if it has no classes.
 
     Raises:
         TypeError: If the classifier is not linear.
     """
-    layer: Any = classifier
+    layer = classifier
     if hasattr(classifier, 'get_classifier'):
         layer = classifier.get_classifier()
     elif _is_net(classifier):
@@ -248,9 +281,9 @@ def class_weights(classifier: Any) -> Tensor | None:
     if layer is None or isinstance(layer, nn.Identity):
         return None
     if isinstance(layer, nn.Linear):
-        return layer.weight
+        return layer
     if isinstance(layer, (nn.Conv2d, nn.Conv3d)) and math.prod(layer.kernel_size) == layer.groups == 1:
-        return layer.weight.flatten(1)
+        return layer
     raise TypeError(f'the classifier must be a linear layer or a 1 x 1 convolution, got {type(layer).__name__}; models '
                     'are asked by get_classifier() or blocks[-1].proj')
 

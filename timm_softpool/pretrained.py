@@ -46,7 +46,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {f'{name}.{tag}': entry for name, tags in
 # The names of tensors in the authors' layout -> ours, by architecture; packages with other architectures add theirs.
 LAYOUTS: dict[str, Callable[[str], str]] = {}
 
-# Tensors that may be missing: a network with Class Regularization begins with its plain one's weights.
+# In the names of tensors that may be missing: a network with Class Regularization begins with its plain one's weights.
 OPTIONAL = 'class_regularization.'
 
 
@@ -167,7 +167,7 @@ def convert_checkpoint(state_dict: Mapping[str, Any], architecture: str) -> Stat
     expected = _expected_shapes(converted, architecture)
     given = {name: tuple(value.shape) for name, value in converted.items() if isinstance(value, Tensor)}
     missing = [name for name in expected if name not in given and not name.endswith('num_batches_tracked')
-               and not name.startswith(OPTIONAL)]
+               and OPTIONAL not in name]
     surplus = [name for name in converted if name not in expected]
     shapes = [f'{name} {given[name]} instead of {expected[name]}' for name in given
               if name in expected and given[name] != expected[name]]

@@ -6,7 +6,7 @@ therefore is the plain one.
 import timm
 from torch import nn
 
-from ..class_regularization import add_class_regularization, class_weights
+from ..class_regularization import add_class_regularization, linear_layer
 from ..pretrained import OPTIONAL
 from .twin import Kind, register_twins
 
@@ -17,7 +17,7 @@ CLASSREG = Kind('_classreg', {'paper_name': 'Learning Class Regularized Features
 
 def regularize(model: nn.Module, strength: float = 0.2) -> nn.Module:
     """`add_class_regularization`, where there are classes."""
-    if not hasattr(model, 'get_classifier') or class_weights(model) is None:
+    if not hasattr(model, 'get_classifier') or linear_layer(model) is None:
         return model
     return add_class_regularization(model, strength=strength)
 

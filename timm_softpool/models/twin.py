@@ -21,7 +21,7 @@ class Kind:
         suffix: Behind the name of the architecture.
         paper: Fields of timm's `PretrainedCfg`.
         text: What they do that the architecture does not.
-        added: The prefix of the tensors that they alone have.
+        added: What is in the names of the tensors that they alone have.
         arguments: What they take beside the architecture's arguments, for ``change``.
     """
 
@@ -93,10 +93,10 @@ def _entrypoint(module_name: str, name: str, base: str, change: Callable[..., An
     return create
 
 
-def _without_added(cfg: PretrainedCfg, prefix: str | None) -> tuple[PretrainedCfg, StateDict]:
+def _without_added(cfg: PretrainedCfg, part: str | None) -> tuple[PretrainedCfg, StateDict]:
     """``cfg`` with the weights that the architecture has, and those that only its twin has."""
-    if not prefix or not (cfg.state_dict or cfg.file):
+    if not part or not (cfg.state_dict or cfg.file):
         return cfg, {}
     weights = cfg.state_dict or read_checkpoint(str(cfg.file))
-    added = {name: value for name, value in weights.items() if name.startswith(prefix)}
+    added = {name: value for name, value in weights.items() if part in name}
     return replace(cfg, state_dict={name: value for name, value in weights.items() if name not in added}), added
