@@ -28,6 +28,7 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/pooling.py --output benchmarks/results/cpu.json
 	$(BIN)/python benchmarks/models.py --output benchmarks/results/cpu_models.json
+	$(BIN)/python benchmarks/class_regularization.py
 	$(BIN)/python benchmarks/report.py --readme README.md --plot benchmarks/results/cpu.png
 
 # On a machine with a GPU, with the Python that has its PyTorch: make gpu PYTHON=python3. Nothing is installed.
@@ -35,6 +36,7 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m pytest tests/test_cuda.py
 	PYTHONPATH=. $(PYTHON) benchmarks/pooling.py --device cuda --output benchmarks/results/cuda.json
 	PYTHONPATH=. $(PYTHON) benchmarks/models.py --device cuda --output benchmarks/results/cuda_models.json
+	PYTHONPATH=. $(PYTHON) benchmarks/class_regularization.py --device cuda
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info timm_softpool/kernels/_cpu*.so

@@ -32,20 +32,19 @@ def command(recipe: str, network: str, run: str) -> list[str]:
     return ['timm-softpool', 'train', f'recipes/{recipe}.yaml', f'model={network}', *run.split(), f'output={output}']
 
 
-def read() -> dict[str, dict]:
+def read(results: Path = RESULTS) -> dict[str, dict]:
     """The results by their commands."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     return {row['recipe']: row for row in rows}
 
 
-def measure() -> None:
-    for recipe, runs in RUNS.items():
-        for run, networks in runs.items():
-            for arguments in (command(recipe, network, run) for network in networks):
-                if ' '.join(arguments) not in read():
-                    subprocess.run([sys.executable, '-m', 'timm_softpool.cli', *arguments[1:]], cwd=ROOT, check=True)
-                    with open(RESULTS, 'a') as file:
-                        file.write((ROOT / arguments[-1].partition('=')[2] / 'result.json').read_text())
+def measure(results: Path, commands: list[list[str]]) -> None:
+    """Run those commands whose results are missing; a killed run goes on."""
+    for arguments in commands:
+        if ' '.join(arguments) not in read(results):
+            subprocess.run([sys.executable, '-m', 'timm_softpool.cli', *arguments[1:]], cwd=ROOT, check=True)
+            with open(results, 'a') as file:
+                file.write((ROOT / arguments[-1].partition('=')[2] / 'result.json').read_text())
 
 
 def control() -> None:
@@ -106,7 +105,8 @@ def main() -> None:
     if arguments.control:
         control()
     elif not arguments.report:
-        measure()
+        measure(RESULTS, [command(recipe, network, run) for recipe, runs in RUNS.items()
+                          for run, networks in runs.items() for network in networks])
     PAGE.write_text(update(PAGE.read_text()))
 
 

@@ -1,6 +1,6 @@
-"""Classify two photographs and name the motion of a clip with the shipped weights, then halve the photographs' size.
+"""Classify two photographs and name the motion of a clip with the shipped weights, halve the photographs, and explain.
 
-The last step shows what SoftPool keeps of them. The clip needs the extra `video`.
+The halves show what SoftPool keeps of them. The clip needs the extra `video`.
 
     python examples/demo.py --output demo
 """
@@ -81,6 +81,17 @@ def name_a_motion(output: Path) -> None:
     print(f'{path}: {names[best]}, {probabilities[best]:.1%}; it was made as: {motion}')
 
 
+def explain(output: Path) -> None:
+    """Show where the networks see their classes: in a photograph and, if it is there, in the clip."""
+    print('\nWhere do the networks see it? (Saliency Tubes)\n')
+    calls = [[output / 'coffee.png', '--layer', 'layer3', '-o', output / 'coffee_tube.png']]
+    if (clip := output / 'coffee.mp4').exists():
+        calls.append([clip, '--model', MOTION_MODEL, '-o', output / 'coffee_tube.html'])
+    for call in calls:
+        if status := timm_softpool_command(['explain', *map(str, call)]):
+            raise SystemExit(status)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--output', type=Path, default=Path('demo'), help='folder for the pictures (%(default)s)')
@@ -115,6 +126,8 @@ def main() -> None:
             picture.paste(item, (392 * x, 412 * y))
     picture.save(output / 'comparison.png')
     print(f'\nThe pictures side by side: {output / "comparison.png"}')
+
+    explain(output)
 
 
 if __name__ == '__main__':

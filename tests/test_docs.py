@@ -31,6 +31,8 @@ def test_the_demo_names_what_it_sees_and_draws_the_comparison(tmp_path):
     assert re.search(r'coffee\.mp4: rotate clockwise, \d+\.\d%; it was made as: rotate clockwise$', run.stdout,
                      re.MULTILINE)
     assert Image.open(tmp_path / 'comparison.png').size == (4 * 392, 2 * 412)
+    assert Image.open(tmp_path / 'coffee_tube.png').size == (2 * 256 + 4, 256 + 18)
+    assert '<canvas' in (tmp_path / 'coffee_tube.html').read_text()
 
 
 def load(path):
@@ -40,9 +42,11 @@ def load(path):
     return module
 
 
-def test_the_video_networks_figures_are_those_that_were_measured():
-    video = load(ROOT / 'benchmarks' / 'video.py')
-    assert video.update(video.PAGE.read_text()) == video.PAGE.read_text()
+@pytest.mark.parametrize('benchmark', ['video', 'class_regularization'])
+def test_a_page_s_figures_are_those_that_were_measured(benchmark, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    script = load(ROOT / 'benchmarks' / f'{benchmark}.py')
+    assert script.update(script.PAGE.read_text()) == script.PAGE.read_text()
 
 
 def test_the_readmes_figures_are_those_that_were_measured():

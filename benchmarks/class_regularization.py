@@ -1,0 +1,111 @@
+"""What Class Regularization costs in a training step, and what it changes in accuracy, as tables of its page.
+
+    python benchmarks/class_regularization.py [--device cuda] [--rounds 15]  # the cost
+    python benchmarks/class_regularization.py --train                       # with and without, what is still missing
+    python benchmarks/class_regularization.py --report                      # the tables of docs/class_regularization.md
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import timm
+import torch
+from pooling import keep_freed_memory, milliseconds, processor
+from video import command, measure, read
+
+import timm_softpool  # noqa: F401
+import video_plugins  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
+COST, TRAINED = RESULTS / 'cpu_class_regularization.json', RESULTS / 'class_regularization.jsonl'
+PAGE, MARK = ROOT / 'docs' / 'class_regularization.md', '<!-- benchmarks/class_regularization.py -->'
+SIZES = {'resnet18': (16, 3, 128, 128), 'resnet50': (8, 3, 128, 128), 'densenet121': (8, 3, 128, 128),
+         'r3d_18_w16': (8, 3, 8, 64, 64)}
+# Recipe, network -> the overrides of its runs.
+RUNS = {('tiny_in20', 'resnet18'): [f'seed={seed}' for seed in (0, 1, 2, 3)],
+        ('fir_action', 'r3d_18_w16'): [f'fold={fold}' + f' seed={seed}' * (seed > 0) for seed in (0, 1, 2)
+                                       for fold in (0, 1, 2)]}
+
+
+def training_step(name: str, device: str):
+    model = timm.create_model(name, num_classes=100).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    batch = SIZES[name.removesuffix('_classreg')]
+    input, target = torch.randn(batch, device=device), torch.arange(batch[0], device=device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(input), target).backward()
+        optimizer.step()
+
+    return step
+
+
+def cost(device: str, rounds: int) -> None:
+    keep_freed_memory()
+    report = {'processor': processor(device), 'torch': torch.__version__, 'threads': torch.get_num_threads(),
+              'rounds': rounds, 'results': {}}
+    for name, size in SIZES.items():
+        plain, regularized = (training_step(name + suffix, device) for suffix in ('', '_classreg'))
+        pairs = [(milliseconds(plain), milliseconds(regularized)) for _ in range(rounds)]
+        report['results'][name] = {
+            'input': size, 'plain_ms': statistics.median(pair[0] for pair in pairs),
+            'classreg_ms': statistics.median(pair[1] for pair in pairs),
+            'ratio': statistics.median(after / before for before, after in pairs)}
+        print(name, report['results'][name], flush=True)
+    COST.with_name(COST.name.replace('cpu', device)).write_text(json.dumps(report, indent=1) + '\n')
+
+
+def cost_table() -> str:
+    report = json.loads(COST.read_text())
+    lines = [f'{report["processor"]}, {report["threads"]} threads, torch {report["torch"]}, float32, medians of '
+             f'{report["rounds"]} steps in turn:', '', '| network | input | without, ms | with, ms | ratio |',
+             '|---|---|---|---|---|']
+    for name, row in report['results'].items():
+        lines.append(f'| `{name}` | {" x ".join(map(str, row["input"]))} | {row["plain_ms"]:.1f} | '
+                     f'{row["classreg_ms"]:.1f} | {row["ratio"]:.3f} |')
+    return '\n'.join(lines)
+
+
+def accuracy_table() -> str:
+    """Top-1 in %, mean and sample deviation of the runs, and of the differences run by run."""
+    rows = read(TRAINED)
+    lines = ['| recipe | network | runs | without | with | difference |', '|---|---|---|---|---|---|']
+    for (recipe, network), runs in RUNS.items():
+        without, with_ = ([rows[' '.join(command(recipe, network + suffix, run))]['top1'] for run in runs]
+                          for suffix in ('', '_classreg'))
+        cells = [f'{statistics.mean(scores):{sign}.2f} ± {statistics.stdev(scores):.2f}' for sign, scores in
+                 (('', without), ('', with_), ('+', [b - a for a, b in zip(without, with_)]))]
+        lines.append(f'| `{recipe}` | `{network}` | {len(runs)} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def update(text: str) -> str:
+    """The page with its tables made anew, each between a pair of marks."""
+    parts = text.split(MARK)
+    parts[1::2] = [f'\n{table}\n' for table in (cost_table(), accuracy_table())]
+    return MARK.join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--train', action='store_true')
+    parser.add_argument('--report', action='store_true')
+    args = parser.parse_args()
+    if args.train:
+        measure(TRAINED, [command(recipe, network + suffix, run) for (recipe, network), runs in RUNS.items()
+                                 for run in runs for suffix in ('', '_classreg')])
+    elif not args.report:
+        cost(args.device, args.rounds)
+    if args.device == 'cpu':
+        PAGE.write_text(update(PAGE.read_text()))
+
+
+if __name__ == '__main__':
+    main()
