@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-from pathlib import Path
 from statistics import mean, stdev
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / 'benchmarks' / 'results' / 'video.jsonl', ROOT / 'docs' / 'video_results.md'
-CONTROL = RESULTS.with_name('video_control.json')
+from training import RESULTS, ROOT, command, measure, read
+
+TRAINED, CONTROL = RESULTS / 'video.jsonl', RESULTS / 'video_control.json'
+PAGE = ROOT / 'docs' / 'video_results.md'
 PUBLISHED = 'r3d_18_w16'
 NETWORKS = ('r3d_18_w16', 'fast_r3d_18_w16', 'srtg_r3d_18_w16', 'mtnet_xs_w16', 'mtnet_xs_g8_w16')
 # Recipe -> the overrides of each of its runs, and for which networks.
@@ -25,26 +23,6 @@ HALF = 'epochs=6 validate_epochs=6'
 RUNS = {'camera_motion': {'epochs=12': NETWORKS, HALF: NETWORKS[:3], f'{HALF} seed=1': NETWORKS[:2]},
         'fir_action': {'fold=0': NETWORKS, 'fold=1': NETWORKS, 'fold=2': NETWORKS}}
 MARK = '<!-- benchmarks/video.py -->'
-
-
-def command(recipe: str, network: str, run: str) -> list[str]:
-    output = f'runs/{network}-{recipe}-{run.replace(" ", "-")}'
-    return ['timm-softpool', 'train', f'recipes/{recipe}.yaml', f'model={network}', *run.split(), f'output={output}']
-
-
-def read(results: Path = RESULTS) -> dict[str, dict]:
-    """The results by their commands."""
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    return {row['recipe']: row for row in rows}
-
-
-def measure(results: Path, commands: list[list[str]]) -> None:
-    """Run those commands whose results are missing; a killed run goes on."""
-    for arguments in commands:
-        if ' '.join(arguments) not in read(results):
-            subprocess.run([sys.executable, '-m', 'timm_softpool.cli', *arguments[1:]], cwd=ROOT, check=True)
-            with open(results, 'a') as file:
-                file.write((ROOT / arguments[-1].partition('=')[2] / 'result.json').read_text())
 
 
 def control() -> None:
@@ -88,7 +66,7 @@ def table(rows: dict[str, dict], recipe: str) -> str:
 
 def update(text: str) -> str:
     """The page with its tables made anew, each between a pair of marks."""
-    parts, rows = text.split(MARK), read()
+    parts, rows = text.split(MARK), read(TRAINED)
     scores = [['clips', 'top-1, %'], ['---'] * 2,
               *([name, f'{score:.2f}'] for name, score in json.loads(CONTROL.read_text()).items())]
     tables = [table(rows, 'camera_motion'), '\n'.join('| ' + ' | '.join(line) + ' |' for line in scores),
@@ -105,7 +83,7 @@ def main() -> None:
     if arguments.control:
         control()
     elif not arguments.report:
-        measure(RESULTS, [command(recipe, network, run) for recipe, runs in RUNS.items()
+        measure(TRAINED, [command(recipe, network, run) for recipe, runs in RUNS.items()
                           for run, networks in runs.items() for network in networks])
     PAGE.write_text(update(PAGE.read_text()))
 
