@@ -29,6 +29,8 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/pooling.py --output benchmarks/results/cpu.json
 	$(BIN)/python benchmarks/models.py --output benchmarks/results/cpu_models.json
 	$(BIN)/python benchmarks/class_regularization.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/report.py --readme README.md --plot benchmarks/results/cpu.png
 
 # On a machine with a GPU, with the Python that has its PyTorch: make gpu PYTHON=python3. Nothing is installed.

@@ -42,7 +42,7 @@ def load(path):
     return module
 
 
-@pytest.mark.parametrize('benchmark', ['video', 'class_regularization'])
+@pytest.mark.parametrize('benchmark', ['video', 'class_regularization', 'evidence'])
 def test_a_page_s_figures_are_those_that_were_measured(benchmark, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
     script = load(ROOT / 'benchmarks' / f'{benchmark}.py')
