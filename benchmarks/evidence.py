@@ -5,21 +5,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import class_regularization
 import downsampling
 import latency
 import video
+from training import RESULTS, ROOT, read
 
-ROOT = Path(__file__).parents[1]
 PAGE, MARK = ROOT / 'docs' / 'evidence.md', '<!-- benchmarks/evidence.py -->'
-MODELS = ROOT / 'benchmarks' / 'results' / 'cpu_models.json'
+MODELS = RESULTS / 'cpu_models.json'
 
 
 def networks_table() -> str:
     """Parameters, MAC and latency of each trained network for each input, and beside the plain one's."""
-    report = json.loads(latency.RESULTS.read_text())
+    report = json.loads(latency.LATENCY.read_text())
     lines = [['network', 'input', 'parameters, M', '/ plain', 'MAC, M', '/ plain', 'inference, ms', '/ plain'],
              ['---'] * 8]
     for size, rows in latency.trained().items():
@@ -48,7 +47,7 @@ def resnet50_table() -> str:
 
 def update(text: str) -> str:
     """The page with its tables made anew, each between a pair of marks."""
-    rows = video.read()
+    rows = read(video.TRAINED)
     tables = [*(downsampling.scores_table(dataset) for dataset in downsampling.DATASETS),
               downsampling.differences_table(), class_regularization.accuracy_table(),
               video.table(rows, 'camera_motion'), video.table(rows, 'fir_action'),

@@ -16,13 +16,13 @@ import timm
 import torch
 from class_regularization import TRAINED
 from pooling import keep_freed_memory, milliseconds, processor
-from video import RESULTS as VIDEO
-from video import read
+from training import RESULTS, read
+from video import TRAINED as VIDEO
 
 import timm_softpool  # noqa: F401
 import video_plugins  # noqa: F401
 
-RESULTS = VIDEO.with_name('cpu_latency.json')
+LATENCY = RESULTS / 'cpu_latency.json'
 PLAIN = ('resnet18', 'r3d_18_w16')
 
 
@@ -57,7 +57,7 @@ def main() -> None:
               'rounds': args.rounds,
               'results': {size: latencies(rows, args.rounds) for size, rows in trained().items()}}
     print(json.dumps(report, indent=1))
-    RESULTS.write_text(json.dumps(report, indent=1) + '\n')
+    LATENCY.write_text(json.dumps(report, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -67,7 +67,7 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
 
     One pass of the first sample, without gradient; kept for the model, as long as it has the same modules, and for
     inputs of these shapes. Layers without a module count, too (`torch.nn.functional`). Where an operator is not known,
-    its outputs count as made of all its inputs. LayerNorm and softmax, through which each channel changes all others a
+    its outputs count as made of all its inputs. LayerNorm, GroupNorm and softmax, through which each channel changes all others a
     little, are passed as if they did not.
     """
     arguments = arguments_of(model, inputs)

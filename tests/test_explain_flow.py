@@ -1,6 +1,7 @@
 """The graph of channels: exact on hand-made networks, complete by perturbation on those of the zoos."""
 import gc
 import weakref
+from functools import cache
 
 import pytest
 import timm
@@ -123,7 +124,7 @@ def video_model(name):
 NETWORKS = {name: timm_model(name) for name in (
     'resnet18_softpool', 'densenet121_softpool', 'seresnet50', 'res2net50_26w_4s', 'shufflenet_v2_x0_5', 'ghostnet_050',
     'mobilenetv3_small_100', 'hrnet_w18_small', 'resnet18_classreg') if timm.is_model(name)}
-NETWORKS |= {name: video_model(name) for name in ('r3d_18_w16', 'fast_r3d_18_w16', 'srtg_r3d_18_w16', 'mtnet_xs_g8_w16')}
+NETWORKS |= {name: video_model(name) for name in ('r3d_18_w16', 'fast_r3d_18_w16', 'srtg_r3d_18_w16', 'mtnet_xs_w16')}
 NETWORKS |= {'slow': lambda: (narrow_slow(), clip(1, 4, 64)), 'x3d': lambda: (narrow_x3d(), clip(1, 4, 64)),
              'slowfast': lambda: (narrow_slowfast(), [clip(1, 2, 64), clip(1, 8, 64)])}
 
@@ -132,19 +133,30 @@ NETWORKS |= {'slow': lambda: (narrow_slow(), clip(1, 4, 64)), 'x3d': lambda: (na
 def test_the_graph_has_every_channel_that_a_kernel_reaches(name):
     torch.manual_seed(0)
     model, inputs = NETWORKS[name]()
-    missed, extra, reached = compare(model.eval(), inputs, samples=6)
-    assert reached > 6 and not missed
-    assert len(extra) <= reached // 10, 'but for what a dead activation hides'
+    for module in model.eval().modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):  # the last one of a block begins with zeros
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    missed, extra, reached = compare(model, inputs, samples=8)
+    assert reached >= 6 and not missed
+    assert len(extra) <= reached // 3, 'but for what a dead activation hides'
 
 
 def compare(model, inputs, samples):
     """What moves of the layers' inputs if one kernel changes and all layers' outputs are held otherwise: not in the
-    graph, in the graph only, and how much in all."""
+    graph, in the graph only (gates aside), and how much in all. Layers without a module of their own are not held."""
     graph = flow_graph(model, inputs)
     modules = {name: model.get_submodule(layer.module) for name, layer in graph.layers.items()
                if '@' not in name and name == layer.module}
     modules = {name: module for name, module in modules.items() if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear))}
     held, seen, change = {}, {}, {}
+
+    @cache
+    def sources(name, channel):
+        made = {*graph.producers(name, channel), *graph.modulators(name, channel)}
+        return {kernel for kernel in made if kernel[0] in modules}.union(*(
+            sources(layer, other) for layer, kernel in made if layer not in modules
+            for other in graph.children(layer, kernel)))
 
     def axis(module):
         return -1 if isinstance(module, nn.Linear) else 1
@@ -176,11 +188,10 @@ def compare(model, inputs, samples):
             for name in modules:
                 moved = ((seen[name] - first[name]).abs() > 1e-5 * (1 + first[name].abs())).any(1)
                 for channel, has_moved in enumerate(moved.tolist()):
-                    known = {*graph.producers(name, channel), *graph.modulators(name, channel)}
                     reached += has_moved
-                    if has_moved and (layer, kernel) not in known:
+                    if has_moved and (layer, kernel) not in sources(name, channel):
                         missed.append((layer, kernel, name, channel))
-                    if (layer, kernel) in known and not has_moved:
+                    if not has_moved and (layer, kernel) in graph.producers(name, channel):
                         extra.append((layer, kernel, name, channel))
     for handle in handles:
         handle.remove()
