@@ -48,11 +48,14 @@ class Capture:
         """The values of ``tap`` (a name means the layer's output), one for each call: tensors, or tuples or lists."""
         return self.values[Tap(tap) if isinstance(tap, str) else tap]
 
-    def gradients(self, score: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Of the scalar ``score`` to recorded tensors and no further; zeros where it does not depend on one."""
+    def gradients(self, score: Tensor, tensors: Sequence[Tensor], again: bool = False) -> list[Tensor]:
+        """Of the scalar ``score`` to recorded tensors and no further; zeros where it does not depend on one.
+
+        ``again``: whether more gradients will be asked for.
+        """
         if not (tensors and score.requires_grad):
             return [torch.zeros_like(tensor) for tensor in tensors]
-        found = torch.autograd.grad(score, tensors, allow_unused=True)
+        found = torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=again)
         return [torch.zeros_like(t) if gradient is None else gradient for t, gradient in zip(tensors, found)]
 
 

@@ -6,6 +6,7 @@ parameters begin a new layer. Ids are float64, for which more of PyTorch's opera
 """
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from timm_softpool._private import TorchDispatchMode
 from .capture import map_tensors, tensors_of
 
 Kernel = tuple[str, int]  # a layer's name, and which of its outputs
+Ids = tuple[int, ...]
 
 VIEWS = {'view', '_unsafe_view', 'reshape', '_reshape_alias'}
 MOVES = {'permute', 'transpose', 't', 'movedim', 'expand', 'squeeze', 'unsqueeze', 'slice', 'select', 'narrow',
@@ -59,8 +61,9 @@ class Sets:
     def __init__(self) -> None:
         self.size = 1
         self.starts, self.names = [0], ['']  # ranges of ids with one kernel each
-        self.joined: dict[int, tuple[frozenset[Kernel], frozenset[Kernel]]] = {}
-        self.known: dict[tuple[frozenset[Kernel], frozenset[Kernel]], int] = {}
+        self.joined: dict[int, tuple[Ids, Ids]] = {}  # of what, and gated by what
+        self.known: dict[tuple[Ids, Ids], int] = {}
+        self.found: dict[int, tuple[frozenset[Kernel], frozenset[Kernel]]] = {0: (frozenset(), frozenset())}
 
     def layer(self, name: str, kernels: int) -> Tensor:
         """New ids (kernels,)."""
@@ -69,25 +72,34 @@ class Sets:
         self.size += kernels
         return torch.arange(self.size - kernels, self.size, dtype=torch.float64)
 
+    def layer_of(self, indices: Sequence[int]) -> str:
+        """The layer that made exactly these, in their order; '' for none."""
+        which = bisect_right(self.starts, indices[0]) - 1
+        end = self.starts[which + 1] if which + 1 < len(self.starts) else self.size
+        return self.names[which] if list(indices) == list(range(self.starts[which], end)) else ''
+
     def of(self, index: int) -> tuple[frozenset[Kernel], frozenset[Kernel]]:
-        if index in self.joined:
-            return self.joined[index]
-        which = bisect_right(self.starts, index) - 1
-        return frozenset([(self.names[which], index - self.starts[which])] if index else []), frozenset()
+        if index not in self.found:
+            if index in self.joined:
+                parts, gates = ([self.of(part) for part in ids] for ids in self.joined[index])
+                kernels = frozenset().union(*(made for made, _ in parts))
+                self.found[index] = kernels, frozenset().union(*(scaled for _, scaled in parts), *itertools.chain(*gates))
+            else:
+                which = bisect_right(self.starts, index) - 1
+                self.found[index] = frozenset([(self.names[which], index - self.starts[which])]), frozenset()
+        return self.found[index]
 
     def join(self, indices: Iterable[int], gates: Iterable[int] = ()) -> int:
         """The id of all kernels of ``indices``, with their gates and all that ``gates`` stand for as gates."""
-        distinct, scaling = set(indices) - {0}, set(gates) - {0}
-        if len(distinct) < 2 and not scaling:
-            return distinct.pop() if distinct else 0
-        found, more = zip(*map(self.of, distinct)) if distinct else ((), ())
-        sets = (frozenset().union(*found), frozenset().union(*more, *(part for gate in scaling for part in self.of(gate))))
-        if sets not in self.known:
+        key = tuple(sorted(set(indices) - {0})), tuple(sorted(set(gates) - {0}))
+        if len(key[0]) < 2 and not key[1]:
+            return key[0][0] if key[0] else 0
+        if key not in self.known:
             self.starts.append(self.size)
             self.names.append('')
-            self.known[sets], self.joined[self.size] = self.size, sets
+            self.known[key], self.joined[self.size] = self.size, key
             self.size += 1
-        return self.known[sets]
+        return self.known[key]
 
 
 class ChannelFlow(TorchDispatchMode):
@@ -95,6 +107,7 @@ class ChannelFlow(TorchDispatchMode):
 
     Attributes:
         layers: Of each layer, in order of execution, with the ids of its channels.
+        norms: Of a layer with a batch normalisation right behind it, that module's name.
         opaque: How often an operator was met whose channels could not be told apart, by its name.
     """
 
@@ -102,6 +115,7 @@ class ChannelFlow(TorchDispatchMode):
         super().__init__()
         self.sets = Sets()
         self.layers: list[tuple[FlowLayer, list[int]]] = []
+        self.norms: dict[str, str] = {}
         self.opaque: dict[str, int] = {}
         self._ids, self._origins, self._attention = (WeakTensorKeyDictionary() for _ in range(3))
         for named in (model.named_parameters, model.named_buffers):
@@ -156,6 +170,8 @@ class ChannelFlow(TorchDispatchMode):
             axis = args[1] if len(args) > 1 else -1
             self._ids[outputs[0]] = self._sum(list(self._of(args[0]).chunk(2, axis)))
         else:
+            if 'batch_norm' in name and (origin := self._origins.get(args[1])):
+                self.norms[self.sets.layer_of(self._along(self._of(args[0]), 1))] = origin.rpartition('.')[0]
             self._rest(name, func, args, kwargs, followed, outputs)
         if name.endswith('softmax') or followed and any(tensor in self._attention for tensor in followed):
             if name not in PRODUCTS and 'convolution' not in name:

@@ -24,6 +24,7 @@ class FlowGraph:
     Attributes:
         layers: The layers by their names, in the order in which they are executed.
         outputs: For each class (channel of the model's first output), the kernels that it is made of.
+        norms: Of a layer with a batch normalisation right behind it, the module of that.
         opaque: How often the pass met an operator whose channels could not be told apart, by its name: behind one, each
             channel counts as made of all.
     """
@@ -36,6 +37,7 @@ class FlowGraph:
         self._channels = {self._names[layer.name]: channels for layer, channels in layers}
         self._sets = flow.sets
         self.opaque = flow.opaque
+        self.norms = {self._names[name]: norm for name, norm in flow.norms.items() if name}
         self.outputs = [self._kernels(index, 0) for index in outputs]
 
     def producers(self, layer: str, channel: int) -> list[Kernel]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .capture import Capture, Forward, Shape, arguments_of, capture, named_layers, tensors_of, trace, unwrap
+from .capture import Capture, Forward, Shape, Tap, arguments_of, capture, named_layers, tensors_of, trace, unwrap
 
 Size = tuple[int, ...]
 Layer = str | int | nn.Module | Sequence[str | int | nn.Module]
@@ -41,7 +41,7 @@ class Grid(NamedTuple):
 
 
 class LayerInfo(NamedTuple):
-    """A tensor that a layer gives; ``name`` can be given as ``layer``.
+    """A tensor that a layer gives, or takes; ``name`` can be given as ``layer``.
 
     ``name`` is the module's dotted name, with '@1' behind it for its second call and '[1]' for the second tensor of a
     pair, where there is more than one. ``grid`` is None where the tensor has no positions; ``stride`` are the input's
@@ -53,6 +53,7 @@ class LayerInfo(NamedTuple):
     shape: Size
     grid: Grid | None
     stride: tuple[float, ...] | None
+    side: str = 'output'
 
     @property
     def module(self) -> str:
@@ -60,12 +61,13 @@ class LayerInfo(NamedTuple):
         return _parts(self.name)[0]
 
     def of(self, run: Capture) -> Tensor:
-        """The tensor that ``run`` recorded of the layer's output."""
+        """The tensor, where ``run`` recorded that side of the layer."""
         name, call, stream = _parts(self.name)
-        return tensors_of(run[name][call or 0])[stream or 0]
+        return tensors_of(run[Tap(name, self.side)][call or 0])[stream or 0]
 
 
-def find_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> list[LayerInfo]:
+def find_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None, side: str = 'output'
+                ) -> list[LayerInfo]:
     """Every tensor that a layer gives with these inputs, in the order in which the layers end (one forward pass).
 
     Args:
@@ -73,6 +75,7 @@ def find_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         inputs: A tensor, a list (one argument) or a tuple (several arguments) with images (B, C, H, W) or clips
             (B, C, T, H, W).
         forward: Called as ``forward(model, *arguments)`` in the place of the model.
+        side: 'input' for what layers take as their first positional argument.
     """
     arguments, model = arguments_of(model, inputs, forward=forward), unwrap(model)
     size, batch = input_size(arguments), tensors_of(arguments)[0].shape[0]
@@ -83,7 +86,7 @@ def find_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
     for call in calls:
         sizes = (grid for grid in _sizes_in((call.inputs, call.output)) if len(grid) == len(size))
         known = list(dict.fromkeys([*sizes, *known]))
-        shapes = list(_shapes_in(call.output))
+        shapes = list(_shapes_in(call.output if side == 'output' else call.inputs[:1]))
         name = f'{call.name}@{call.number}' if call.name in several else call.name
         layout = getattr(call.module, 'output_fmt', getattr(model, 'output_fmt', ''))  # of timm
         for stream, shape in enumerate(shapes):
@@ -91,7 +94,7 @@ def find_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
                              channels_last=str(layout).endswith('NHWC'))
             stride = grid and tuple(whole / cells for whole, cells in zip(size, grid.size))
             layers.append(LayerInfo(f'{name}[{stream}]' if len(shapes) > 1 else name, type(call.module).__name__,
-                                    tuple(shape), grid, stride))
+                                    tuple(shape), grid, stride, side))
     return layers
 
 

@@ -1,0 +1,219 @@
+"""Class Feature Pyramids (A. Stergiou, G. Kapidis, G. Kalliatakis, C. Chrysoulas, R. Poppe, R. Veltkamp, 1909.08611).
+
+From a class back through the layers: which channels the kernels of each layer depend on for this sample, and where. The
+paper's rule is the product of a kernel's mean weight and a channel's mean activation; beside it there are two of this
+package's own. It follows the channels by `flow_graph`, through shortcuts, groups and branches, where the author's code
+has lists written by hand for each network, and counts a kernel that several depend on once, with their strengths added.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Explainer, select
+from .capture import Capture, Tap, arguments_of, capture, named_layers, precise, tensors_of
+from .channels import FlowLayer, Kernel
+from .class_graph import ClassGraph
+from .flow import FlowGraph, flow_graph
+from .layers import Layer, LayerInfo, find_layers, input_size
+from .saliency_tubes import SaliencyTubes
+
+RULES = ('grad', 'folded', 'paper')
+SELECTIONS = {'topk': 'a number of at least 1', 'theta': 'between 0 and 1', 'mass': 'above 0 and at most 1'}
+
+
+class ClassFeaturePyramid(SaliencyTubes):
+    """Fine maps that are the class's: its tube times what shallower layers add to it, and the `graph` of its kernels.
+
+    `explain` gives the Saliency Tube of ``layer`` and, for each larger resolution, the map ``Σ_j relu(g_j a_j)`` of the
+    activations a that the last layer of this resolution reads, g the gradient of the score (this package's choice; the
+    positions of LayerCAM, P.-T. Jiang et al., 2021). `Explanation.fuse` multiplies them by default: the tube has the
+    class, the others the places.
+
+    Args:
+        model: See `Explainer`.
+        layer: Of the tube; see `Explainer`.
+        depth: How many layers `graph` goes back from the class; None for all.
+        rule: What input channel j adds to kernel k of a layer: 'grad', ``Σ_pos g_j a_j``, the same for all kernels, so
+            that signs, masks and positions count; 'folded', ``mean(w_kj) mean(a_j)`` with the scale of the batch
+            normalisation behind it in w; 'paper', the same without the scale, as published, but for its division by the
+            sum over j, which turns the order around where that sum is negative. Only what is positive counts.
+        select: Which of a kernel's channels are kept: ('topk', n), the n largest; ('theta', t), those whose
+            contribution, from the kernel's least to its largest one scaled to 0..1, is t at least (the paper's); or
+            ('mass', m), the largest ones that together make up m of the sum.
+        **options: See `SaliencyTubes`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    method = 'pyramid'
+    fusion = 'product'
+
+    def __init__(self, model: nn.Module, layer: Layer = 'auto', *, depth: int | None = None, rule: str = 'grad',
+                 select: tuple[str, float] = ('topk', 5), **options: Any) -> None:
+        if depth is not None and depth < 1:
+            raise ValueError(f'depth must be None or at least 1, got {depth}')
+        if rule not in RULES:
+            raise ValueError(f'rule must be one of {", ".join(RULES)}, got {rule!r}')
+        how, amount = select if isinstance(select, (tuple, list)) and len(select) == 2 else (select, None)
+        if how not in SELECTIONS or not isinstance(amount, (int, float)) or not (
+                amount >= 1 if how == 'topk' else 0 <= amount <= 1 if how == 'theta' else 0 < amount <= 1):
+            allowed = ', '.join(f"('{name}', {what})" for name, what in SELECTIONS.items())
+            raise ValueError(f'select must be one of {allowed}, got {select!r}')
+        super().__init__(model, layer, **options)
+        self.depth, self.rule, self.select = depth, rule, (how, amount)
+        self._read: dict[tuple, list[LayerInfo]] = {}
+
+    def graph(self, inputs: Any, target: int | None = None, additional_forward_args: Any = None) -> ClassGraph:
+        """The kernels that a class depends on in one sample.
+
+        The class's strength goes to the channels selected for its kernel, in the ratio of their contributions, and from
+        these to all kernels that make them; so on to the image, layer by layer.
+
+        Args:
+            inputs: See `explain`, with a batch of one.
+            target: The class; None for the largest logit.
+            additional_forward_args: See `explain`.
+
+        Raises:
+            ValueError: If the batch is larger, or ``target`` is no class.
+        """
+        arguments = arguments_of(self.model, inputs, additional_forward_args, self.forward)
+        if (batch := tensors_of(arguments)[0].shape[0]) != 1:
+            raise ValueError(f'inputs must be a batch of one, got {batch}')
+        if self.forward is not None:
+            raise ValueError('forward must be None for a graph, which is that of model(*inputs)')
+        flow = flow_graph(self.model, *arguments)
+        infos = {info.name: info for info in self._inputs(arguments) if info.name in flow.layers}
+        with capture(self.model, arguments, {Tap(info.module, 'input') for info in infos.values()},
+                     gradient='layers' if self.rule == 'grad' else None) as run:
+            scores, index = select(tensors_of(run.output)[0], target)
+            if index is None or index.ndim != 1:
+                raise ValueError(f'target must be one class, got {target!r}')
+            tensors = {name: info.of(run) for name, info in infos.items()}
+            gradients = run.gradients(scores.sum(), list(tensors.values())) if self.rule == 'grad' else tensors.values()
+        graph = ClassGraph(int(index), self.rule, self.select)
+        products = {name: precise(tensor) * precise(gradient) if self.rule == 'grad' else precise(tensor)
+                    for (name, tensor), gradient in zip(tensors.items(), gradients)}
+        walk = _Walk(self, flow, infos, products)
+        walk.go(graph)
+        return graph
+
+    def _inputs(self, arguments: tuple[Any, ...]) -> list[LayerInfo]:
+        """What the layers with weights take, in the order in which they end."""
+        signature = tuple((tensor.ndim, *tensor.shape[1:]) for tensor in tensors_of(arguments))
+        if signature not in self._read:
+            modules = named_layers(self.model)
+            self._read[signature] = [
+                info for info in find_layers(self.model, arguments, forward=self.forward, side='input')
+                if isinstance(getattr(modules[info.module], 'weight', None), Tensor)
+                and modules[info.module].weight.ndim > 1]
+        return self._read[signature]
+
+    def _readers(self, arguments: tuple[Any, ...]) -> list[LayerInfo]:
+        """Of each resolution between the image's and the tube's, what its last layer takes."""
+        least = max(math.prod(info.grid.size) if info.grid else 1 for info in self.layers(arguments))
+        whole = math.prod(input_size(arguments))
+        readers = {info.grid.size: info for info in self._inputs(arguments)
+                   if info.grid and least < math.prod(info.grid.size) < whole}
+        return list(readers.values())
+
+    def _taps(self, arguments: tuple[Any, ...]) -> list[Tap]:
+        return [*super()._taps(arguments), *{Tap(info.module, 'input') for info in self._readers(arguments)}]
+
+    def _maps(self, run: Capture, arguments: tuple[Any, ...], logits: Tensor, scores: Tensor,
+              target: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        infos = self._readers(arguments)
+        tensors = [info.of(run) for info in infos]
+        gradients = run.gradients(scores.sum(), tensors, again=True)
+        fine = {f'{info.name}:input': info.grid.maps(precise(tensor) * precise(gradient)).relu().sum(1, keepdim=True)  # type: ignore[union-attr]
+                for info, tensor, gradient in zip(infos, tensors, gradients)}
+        tubes, meta = super()._maps(run, arguments, logits, scores, target)
+        return {**tubes, **fine}, meta
+
+
+class _Walk:
+    """From a class to the image: `go` fills a graph."""
+
+    def __init__(self, pyramid: ClassFeaturePyramid, flow: FlowGraph, infos: dict[str, LayerInfo],
+                 values: dict[str, Tensor]) -> None:
+        self.pyramid, self.flow, self.infos, self.values = pyramid, flow, infos, values
+        self.modules = named_layers(pyramid.model)
+
+    def go(self, graph: ClassGraph) -> None:
+        strengths: dict[str, dict[int, float]] = {}
+        depths: dict[str, int] = {}
+        roots = self.flow.outputs[graph.target]
+        for layer, kernel in roots:
+            strengths.setdefault(layer, {})[kernel] = 1 / len(roots)
+            depths[layer] = 0
+        for name in reversed(self.flow.layers):
+            total = sum(strengths.get(name, {}).values())
+            if not total:
+                continue
+            layer = self.flow.layers[name]
+            for kernel, strength in sorted(strengths[name].items()):
+                graph.nodes[name, kernel] = strength / total
+            if name not in self.values or depths[name] == self.pyramid.depth:
+                continue
+            kernels = [kernel for (layer_, kernel) in graph.nodes if layer_ == name]
+            rows = self._contributions(layer, kernels, is_class=not depths[name])
+            for kernel, shares in zip(kernels, self._choose(rows, is_class=not depths[name])):
+                first = self.flow.children(name, kernel).start
+                graph.channels[name, kernel] = {first + position: share for position, share in shares.items()}
+                for channel, share in graph.channels[name, kernel].items():
+                    graph.maps.setdefault((name, channel), self._map(name, channel))
+                    for producer in self.flow.producers(name, channel):
+                        strength = graph.nodes[name, kernel] * share
+                        edge = (name, kernel), producer
+                        graph.edges[edge] = graph.edges.get(edge, 0) + strength
+                        below = strengths.setdefault(producer[0], {})
+                        below[producer[1]] = below.get(producer[1], 0) + strength
+                        depths[producer[0]] = min(depths.get(producer[0], depths[name] + 1), depths[name] + 1)
+
+    def _contributions(self, layer: FlowLayer, kernels: list[int], is_class: bool) -> Tensor:
+        """Of the channels of each kernel's group to it: (kernels, channels of a group)."""
+        module: Any = self.modules[layer.module]
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        value = self.values[layer.name].movedim(axis, 0).flatten(1)  # of one sample
+        groups = torch.tensor(kernels, device=value.device) * layer.groups // layer.kernels
+        if self.pyramid.rule == 'grad':
+            return value.sum(1).reshape(layer.groups, -1)[groups]
+        weight = precise(module.weight).flatten(1).unflatten(1, (module.weight.shape[1], -1)).mean(2)
+        if self.pyramid.rule == 'paper' and is_class:
+            return ((weight - weight.min()) / (weight.max() - weight.min()))[kernels]
+        if self.pyramid.rule == 'folded' and (norm := self.flow.norms.get(layer.name)):
+            scale: Any = self.modules[norm]
+            weight = weight * (precise(scale.weight) * (precise(scale.running_var) + scale.eps).rsqrt())[:, None]
+        return weight[kernels] * value.mean(1).reshape(layer.groups, -1)[groups]
+
+    def _choose(self, rows: Tensor, is_class: bool) -> list[dict[int, float]]:
+        """The selected positions of each row, the largest first, with their shares."""
+        how, amount = self.pyramid.select
+        values, order = rows.sort(dim=1, descending=True, stable=True)
+        counts = (values > 0).sum(1)
+        if how == 'topk':
+            counts = counts.clamp(max=int(amount))
+        elif how == 'theta':
+            published = is_class and self.pyramid.rule == 'paper'  # scaled by the whole matrix
+            least = amount if published else values[:, -1:] + amount * (values[:, :1] - values[:, -1:])
+            counts = torch.minimum(counts, (values >= least).sum(1))
+        else:
+            total = values.relu().cumsum(1)
+            counts = torch.minimum(counts, (total < amount * total[:, -1:] * (1 - 1e-6)).sum(1) + 1)
+        chosen = []
+        for value, index, count in zip(values, order, counts.tolist()):
+            shares = value[:count] / value[:count].sum()
+            chosen.append(dict(zip(index[:count].tolist(), shares.tolist())))
+        return chosen
+
+    def _map(self, name: str, channel: int) -> Tensor | None:
+        info = self.infos[name]
+        if info.grid is None:
+            return None
+        map_ = info.grid.maps(self.values[name])[0, channel]
+        return map_.relu() if self.pyramid.rule == 'grad' else map_

@@ -1,0 +1,116 @@
+"""What Class Feature Pyramids find: kernels that a class depends on, layer by layer, as a graph that can be handed on."""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .channels import Kernel
+
+
+@dataclass
+class ClassGraph:
+    """Kernels from a class back to the image, for one sample.
+
+    Attributes:
+        target: The class.
+        nodes: Kernel (layer, index) -> its strength; those of one layer sum to 1. The class's own comes first, and
+            every kernel before those that it depends on.
+        edges: (Kernel, kernel that it depends on) -> the strength that the one gives to the other.
+        channels: Kernel -> the input channels of its layer that were selected for it, with their shares.
+        maps: (layer, input channel) -> its map, ([t,] h, w); None where the layer has no positions.
+        rule: How contributions were computed.
+        select: How channels were selected.
+    """
+
+    target: int
+    rule: str
+    select: tuple[str, float]
+    nodes: dict[Kernel, float] = field(default_factory=dict)
+    edges: dict[tuple[Kernel, Kernel], float] = field(default_factory=dict)
+    channels: dict[Kernel, dict[int, float]] = field(default_factory=dict)
+    maps: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[str]:
+        """From the class to the image."""
+        return list(dict.fromkeys(layer for layer, _ in self.nodes))
+
+    def tube(self, node: Kernel) -> Tensor:
+        """Where the kernel finds what it responds to: (1, 1, [t,] h, w), of the resolution that its layer reads.
+
+        The sum of the maps of its channels: with rule 'grad' of what each position adds to the class's score as far as
+        it is positive, ``Σ_j relu(g_j a_j)``; with 'paper', as published, of the activations, ``Σ_j a_j``; with
+        'folded' of these times their shares.
+
+        Raises:
+            ValueError: If the graph has no such node, or its layer reads no maps, or none of its channels.
+        """
+        if node not in self.nodes:
+            raise ValueError(f'node must be a kernel (layer, index) of the graph, got {node!r}')
+        shares = self.channels.get(node, {})
+        maps = [(self.maps[node[0], channel], share) for channel, share in shares.items()]
+        found = [map_ * (share if self.rule == 'folded' else 1) for map_, share in maps if map_ is not None]
+        if not found:
+            raise ValueError(f'node must read maps, got {node!r}, which reads '
+                             f'{"vectors" if maps else "nothing that was selected"}')
+        return torch.stack(found).sum(0)[None, None]
+
+    def to_networkx(self) -> Any:
+        """A `networkx.DiGraph` from the class to the image with ``strength`` at nodes and edges."""
+        import networkx
+
+        graph = networkx.DiGraph(target=self.target, rule=self.rule, select=self.select)
+        for (layer, kernel), strength in self.nodes.items():
+            graph.add_node((layer, kernel), layer=layer, kernel=kernel, strength=strength)
+        for (parent, child), strength in self.edges.items():
+            graph.add_edge(parent, child, strength=strength)
+        return graph
+
+    def to_dot(self) -> str:
+        """Text for Graphviz, a row for each layer."""
+        lines = ['digraph {', '  node [shape=box];']
+        for layer in self.layers:
+            lines.append('  { rank=same; ' + ' '.join(f'"{_name(node)}";' for node in self.nodes if node[0] == layer)
+                         + ' }')
+        lines += [f'  "{_name(parent)}" -> "{_name(child)}" [penwidth={0.5 + 4 * strength:.3f}];'
+                  for (parent, child), strength in self.edges.items()]
+        return '\n'.join([*lines, '}']) + '\n'
+
+    def to_json(self, d3: bool = True) -> str:
+        """JSON; with ``d3`` as D3's force layouts take it: nodes with ids, links with source, target and value."""
+        nodes = [{'id': _name(node), 'layer': node[0], 'kernel': node[1], 'strength': strength}
+                 for node, strength in self.nodes.items()]
+        links = [{'source': _name(parent), 'target': _name(child), 'value': strength}
+                 for (parent, child), strength in self.edges.items()]
+        if d3:
+            return json.dumps({'nodes': nodes, 'links': links})
+        return json.dumps({'target': self.target, 'rule': self.rule, 'select': self.select, 'layers': self.layers,
+                           'nodes': nodes, 'edges': links})
+
+    def nested(self, depth: int = 3) -> dict[str, Any]:
+        """The author's dictionary: ``{class: {kernel: {kernel: [kernel, ...]}}}``, kernels as 'layer/index'.
+
+        It is a tree, in which a kernel stands below each that depends on it, so ``depth`` (3, as his) should be small.
+        """
+        children: dict[Kernel, list[Kernel]] = {}
+        for parent, child in self.edges:
+            children.setdefault(parent, []).append(child)
+
+        def below(node: Kernel, depth: int) -> Any:
+            names = children.get(node, [])
+            return [_name(child) for child in names] if depth == 1 else {
+                _name(child): below(child, depth - 1) for child in names}
+
+        roots = [node for node in self.nodes if node[0] == self.layers[0]]
+        if depth < 1:
+            raise ValueError(f'depth must be at least 1, got {depth}')
+        return {str(self.target): below(roots[0], depth) if len(roots) == 1 else
+                {_name(root): below(root, depth) for root in roots}}
+
+
+def _name(node: Kernel) -> str:
+    return f'{node[0]}/{node[1]}'
