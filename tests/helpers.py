@@ -1,7 +1,8 @@
-"""What several test files use: the pools beside PyTorch's, random windows, and an oracle."""
+"""What several test files use: the pools beside PyTorch's, random windows, oracles, and videos."""
 from itertools import product
 from typing import NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ POOLS = {1: timm_softpool.soft_pool1d, 2: timm_softpool.soft_pool2d, 3: timm_sof
 LAYERS = {1: timm_softpool.SoftPool1d, 2: timm_softpool.SoftPool2d, 3: timm_softpool.SoftPool3d}
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 INF, NAN = float('inf'), float('nan')
+NEEDS_VIDEO = "needs the extra 'video'"
 
 # Windows of four cells that hold more than ordinary numbers; a name for each.
 SPECIAL_WINDOWS = {
@@ -128,3 +130,15 @@ def by_hand(model, input, monkeypatch):
             patch.setattr(F, f'max_pool{ndim}d', as_max(soft))
             patch.setattr(F, f'avg_pool{ndim}d', as_average(soft))
         return model(input)
+
+
+def write_video(path, frames, codec='mpeg4', rate=25, pixels='yuv420p'):
+    """A video of ``frames``, uint8 (T, H, W, 3)."""
+    av = pytest.importorskip('av', reason=NEEDS_VIDEO)
+    with av.open(path, 'w') as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+        for frame in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    return path

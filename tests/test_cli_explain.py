@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers import write_video
 from PIL import Image
 
 import video_plugins
@@ -22,16 +23,8 @@ def photograph(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def video(tmp_path_factory):
-    import av
-
-    path = tmp_path_factory.mktemp('inputs') / 'clip.mp4'
     clip = camera_motion(torch.rand(3, 100, 120), 'zoom in', 16, 64, torch.Generator().manual_seed(0))
-    with av.open(path, 'w') as container:
-        stream = container.add_stream('mpeg4', rate=25, width=64, height=64)
-        for frame in (clip.permute(1, 2, 3, 0) * 255).round().byte().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
-        container.mux(stream.encode())
-    return path
+    return write_video(tmp_path_factory.mktemp('inputs') / 'clip.mp4', (clip.permute(1, 2, 3, 0) * 255).round().byte())
 
 
 def numbers(path):

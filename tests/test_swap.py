@@ -13,7 +13,6 @@ from timm_softpool import SoftPool1d, SoftPool2d, SoftPool2dSame, SoftPool3d, so
 
 MaxPool2dSame = type(create_pool2d('max', 2, padding='same'))
 
-
 REPLACED = [
     (nn.MaxPool1d(3, 2, 1), SoftPool1d(3, 2, 1)),
     (nn.MaxPool2d(2), SoftPool2d(2)),

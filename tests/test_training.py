@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 import yaml
+from helpers import write_video
 from PIL import Image
 
 from timm_softpool.cli import main
@@ -267,17 +268,10 @@ VIDEO = dict(model='r3d_18_w16', input_size=[32, 32], num_frames=2, epochs=1, ba
 @pytest.fixture(scope='module')
 def videos(tmp_path_factory):
     """Six videos of 7 or 3 frames, each of one grey, as a table with two folds."""
-    import av
-
     folder, rows = tmp_path_factory.mktemp('videos'), ['label,id,fold']
     for index in range(6):
-        with av.open(folder / f'video{index}.mp4', 'w') as container:
-            stream = container.add_stream('mpeg4', rate=25)
-            stream.width = stream.height = 32
-            for _ in range(7 - 4 * (index % 2)):
-                picture = np.full((32, 32, 3), 40 * index, np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-            container.mux(stream.encode())
+        frames = torch.full((7 - 4 * (index % 2), 32, 32, 3), 40 * index, dtype=torch.uint8)
+        write_video(folder / f'video{index}.mp4', frames)
         rows.append(f'{"dark" if index < 3 else "bright"},video{index},{int(index in (2, 5))}')
     (folder / 'clips.csv').write_text('\n'.join(rows))
     return folder
