@@ -49,6 +49,14 @@ def test_targets_by_name_and_index_and_layers_by_pattern(command, photograph, tm
     assert 'espresso' in lines[0] and found['1/target'] == 3 and len(lines) == 3
 
 
+@pytest.mark.parametrize('options, columns', [
+    ([], 1), (['--layer', 'layer3'], 1), (['--layer', 'layer3.*'], 2), (['--layer', 'layer2', '--layer', 'layer3'], 2)])
+def test_each_layer_has_a_column_of_its_own_beside_the_input(command, photograph, tmp_path, options, columns):
+    command('explain', photograph, *options, '-o', tmp_path / 'tube.png')
+    with Image.open(tmp_path / 'tube.png') as image:
+        assert image.width == 256 + columns * (4 + 256)
+
+
 @pytest.mark.parametrize('suffix', ['png', 'gif', 'mp4', 'html'])
 def test_a_clip_becomes_a_picture(command, video, tmp_path, suffix):
     command('explain', video, '--model', 'r3d_18_w16', '--style', 'focus', '-o', tmp_path / f'tube.{suffix}')
