@@ -47,6 +47,12 @@ def failure(capsys):
 
 
 @pytest.fixture
+def networks_for_clips():
+    """They are registered, or the test is skipped."""
+    pytest.importorskip('video_plugins', reason="needs the extra 'video'", exc_type=ImportError)
+
+
+@pytest.fixture
 def model():
     """The smallest of ours."""
     return timm.create_model(NAME).eval()

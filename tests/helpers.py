@@ -2,7 +2,6 @@
 from itertools import product
 from typing import NamedTuple
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -14,7 +13,6 @@ POOLS = {1: timm_softpool.soft_pool1d, 2: timm_softpool.soft_pool2d, 3: timm_sof
 LAYERS = {1: timm_softpool.SoftPool1d, 2: timm_softpool.SoftPool2d, 3: timm_softpool.SoftPool3d}
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 INF, NAN = float('inf'), float('nan')
-NEEDS_VIDEO = "needs the extra 'video'"
 
 # Windows of four cells that hold more than ordinary numbers; a name for each.
 SPECIAL_WINDOWS = {
@@ -134,7 +132,8 @@ def by_hand(model, input, monkeypatch):
 
 def write_video(path, frames, codec='mpeg4', rate=25, pixels='yuv420p'):
     """A video of ``frames``, uint8 (T, H, W, 3)."""
-    av = pytest.importorskip('av', reason=NEEDS_VIDEO)
+    import av
+
     with av.open(path, 'w') as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels

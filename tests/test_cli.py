@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from helpers import NEEDS_VIDEO
 
 from timm_softpool import cli, list_models
 from timm_softpool.cli import class_names, main
@@ -47,7 +46,7 @@ def test_info_tells_the_size_the_cost_the_pools_and_the_weights(command):
 
 
 def test_info_counts_what_fvcore_counts(command):
-    flop_count = pytest.importorskip('fvcore.nn', reason=NEEDS_VIDEO).FlopCountAnalysis
+    flop_count = pytest.importorskip('fvcore.nn', reason="needs the extra 'video'").FlopCountAnalysis
     model = timm.create_model('test_resnet_softpool').eval()
     size = model.pretrained_cfg['input_size']
     analysis = flop_count(model, torch.zeros(1, *size)).unsupported_ops_warnings(False)
@@ -88,8 +87,8 @@ def test_info_of_a_model_that_is_not_there_is_a_clear_error(name, message, failu
     assert message in failure('info', name)
 
 
+@pytest.mark.usefixtures('networks_for_clips')
 def test_info_of_a_network_for_clips_counts_a_whole_clip(command):
-    pytest.importorskip('video_plugins', reason=NEEDS_VIDEO)
     assert ' GMAC at 3x16x224x224 ' in command('info', 'mtnet_xs_g8')[0]
 
 

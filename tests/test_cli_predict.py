@@ -5,7 +5,7 @@ import math
 import pytest
 import timm
 import torch
-from helpers import NEEDS_VIDEO, write_video
+from helpers import write_video
 from PIL import Image
 from timm.models import save_for_hf
 
@@ -189,7 +189,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def video(tmp_path):
+def video(networks_for_clips, tmp_path):
     """40 frames, each of one grey: 10, 13, ..., 127."""
     frames = torch.arange(10, 130, 3, dtype=torch.uint8)[:, None, None, None].repeat(1, 48, 64, 3)
     return write_video(tmp_path / 'video.avi', frames, 'mjpeg', 10, 'yuvj420p')
@@ -218,7 +218,6 @@ def test_a_checkpoint_that_cannot_be_read_is_a_clear_error(name, content, messag
 
 
 def test_predict_averages_the_clips_of_a_video(video, checkpoint, command, monkeypatch):
-    pytest.importorskip('video_plugins', reason=NEEDS_VIDEO)
     seen = []
 
     class Brightness(torch.nn.Module):
@@ -242,7 +241,6 @@ def test_predict_averages_the_clips_of_a_video(video, checkpoint, command, monke
 
 
 def test_a_network_for_clips_classifies_videos_and_still_images(video, image, checkpoint, command):
-    pytest.importorskip('video_plugins', reason=NEEDS_VIDEO)
     options = '--model', 'mtnet_xs_g8', '--checkpoint', checkpoint('mtnet_xs_g8'), '--clips', 1, '--topk', 1
     lines = command('predict', video, image, *options)
     assert lines[::2] == [str(video), str(image)]
@@ -256,8 +254,8 @@ def test_a_video_for_an_image_network_is_an_error_that_names_the_way(video, fail
     assert 'if it is a video, name a --model for clips, such as mtnet_xs_g8' in message
 
 
+@pytest.mark.usefixtures('networks_for_clips')
 def test_a_video_that_cannot_be_read_is_named(tmp_path, checkpoint, failure):
-    pytest.importorskip('video_plugins', reason=NEEDS_VIDEO)
     (tmp_path / 'broken.mp4').write_bytes(b'broken')
     options = '--model', 'mtnet_xs_g8', '--checkpoint', checkpoint('mtnet_xs_g8')
     assert f'{tmp_path / "broken.mp4"} is no video that FFmpeg can read' in failure(
@@ -265,5 +263,4 @@ def test_a_video_that_cannot_be_read_is_named(tmp_path, checkpoint, failure):
 
 
 def test_a_network_for_clips_without_weights_is_a_clear_error(video, failure):
-    pytest.importorskip('video_plugins', reason=NEEDS_VIDEO)
     assert 'No pretrained weights exist for mtnet_xs_g8' in failure('predict', '--model', 'mtnet_xs_g8', video)
