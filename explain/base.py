@@ -159,6 +159,10 @@ class Explainer:
         assert info.grid is not None  # layers() gives no others
         return info.grid.maps(tensor)
 
+    def precise_grid(self, info: LayerInfo, tensor: Tensor) -> Tensor:
+        """`grid` without its graph, in float32 at least."""
+        return precise(self.grid(info, tensor))
+
     # What users call.
 
     def explain(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Explanation:

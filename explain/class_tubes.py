@@ -28,7 +28,7 @@ class ClassTubes(Explainer):
 
     Args:
         model: See `Explainer`.
-        layer: See `Explainer`; 'auto' is the last one with a block where there are any and nothing was fitted.
+        layer: See `Explainer`; 'auto' is the last one with a block, if the model has Class Regularization.
         least_r2: A layer whose r2 is smaller is refused: what is fitted badly explains nothing.
         **options: See `Explainer`.
 
@@ -71,22 +71,19 @@ class ClassTubes(Explainer):
             with capture(self.model, arguments, self._taps(arguments), forward=self.forward) as run:
                 logits.append(precise(tensors_of(run.output)[0]))
                 for info in self.layers(arguments):
-                    features.setdefault(info.name, []).append(self._values(run, info).flatten(2).mean(2))
+                    features.setdefault(info.name, []).append(self.precise_grid(info, info.of(run)).flatten(2).mean(2))
         if sum(map(len, logits)) < 2:
             raise ValueError(f'loader must give two samples at least, got {sum(map(len, logits))}')
         for name, parts in features.items():
             self.weights[name], self.r2[name] = ridge(torch.cat(parts), torch.cat(logits), l2)
         return self
 
-    def _values(self, run: Capture, info: LayerInfo) -> Tensor:
-        return precise(self.grid(info, info.of(run)))
-
     def _maps(self, run: Capture, arguments: tuple[Any, ...], logits: Tensor, scores: Tensor,
               target: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if target is None or logits.ndim != 2:
             raise ValueError('target must be a class of logits (B, classes), as only classes have weights')
         infos = self.layers(arguments)
-        maps = {info.name: weighed(self._values(run, info), self._matrix(info)[target]) for info in infos}
+        maps = {info.name: weighed(self.precise_grid(info, info.of(run)), self._matrix(info)[target]) for info in infos}
         return maps, {'weights': {name: 'ridge' if name in self.weights else 'blocks' for name in maps},
                       'r2': {name: self.r2[name] for name in maps if name in self.r2}}
 

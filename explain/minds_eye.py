@@ -254,7 +254,7 @@ class MindsEye(Explainer):
         rows = self._fitted()[target]
         rows = rows / rows.square().sum(1, keepdim=True)
         infos = self.layers(arguments)
-        values = [self.grid(info, info.of(run)).to(rows.dtype) for info in infos]
+        values = [self.precise_grid(info, info.of(run)) for info in infos]
         parts = rows.split([value.shape[1] for value in values], 1)
         return {info.name: weighed(value, part) for info, value, part in zip(infos, values, parts)}, {}
 

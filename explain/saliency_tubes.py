@@ -54,7 +54,7 @@ class SaliencyTubes(Explainer):
         maps: dict[str, Tensor] = {}
         why: dict[str, str] = {}
         for name, streams in layers.items():
-            values = [precise(self.grid(info, tensors[info.name])) for info in streams]
+            values = [self.precise_grid(info, tensors[info.name]) for info in streams]
             rows = "weights is 'grad'" if self.weights == 'grad' else self._classifier_rows(values, logits, target)
             if isinstance(rows, str):
                 why[name] = rows
@@ -65,7 +65,7 @@ class SaliencyTubes(Explainer):
         rest = [info for name in why for info in layers[name]]
         gradients = run.gradients(scores.sum(), [tensors[info.name] for info in rest])
         for info, gradient in zip(rest, gradients):
-            value, slope = (precise(self.grid(info, tensor)) for tensor in (tensors[info.name], gradient))
+            value, slope = (self.precise_grid(info, tensor) for tensor in (tensors[info.name], gradient))
             maps[info.name] = weighed(value, slope.flatten(2).sum(2))
         if self.relu:
             maps = {name: map_.relu() for name, map_ in maps.items()}

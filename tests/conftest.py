@@ -1,6 +1,10 @@
-"""What every test starts from, the same random numbers and the default backend; and the command line."""
+"""What every test starts from, the same random numbers and the default backend; and what several test files use."""
+import logging
+
 import pytest
+import timm
 import torch
+from checkpoint_helpers import NAME
 from hypothesis import settings
 
 from timm_softpool import set_backend
@@ -40,3 +44,27 @@ def failure(capsys):
         assert (status, out) == (2, '')
         return err
     return call
+
+
+@pytest.fixture
+def networks_for_clips():
+    """They are registered, or the test is skipped."""
+    pytest.importorskip('video_plugins', reason="needs the extra 'video'", exc_type=ImportError)
+
+
+@pytest.fixture
+def model():
+    """The smallest of ours."""
+    return timm.create_model(NAME).eval()
+
+
+@pytest.fixture
+def tensors(model):
+    return dict(model.state_dict())
+
+
+@pytest.fixture
+def log(caplog):
+    """What the package logs, from level info on."""
+    caplog.set_level(logging.INFO, 'timm_softpool')
+    return caplog

@@ -1,4 +1,4 @@
-"""What several test files use: the pools beside PyTorch's, random windows, and an oracle."""
+"""What several test files use: the pools beside PyTorch's, random windows, oracles, and videos."""
 from itertools import product
 from typing import NamedTuple
 
@@ -111,3 +111,33 @@ def assert_rounded(actual, expected, dtype, scale=1.0):
     assert actual.dtype == dtype
     epsilon, sums = (torch.finfo(d).eps for d in (dtype, torch.promote_types(dtype, torch.float32)))
     torch.testing.assert_close(actual.double(), expected.double(), rtol=4 * epsilon, atol=64 * sums * scale)
+
+
+def by_hand(model, input, monkeypatch):
+    """What ``model`` computes when PyTorch's own pooling functions, which its layers call too, are SoftPool."""
+    def as_max(soft):
+        return lambda input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False: (
+            soft(input, kernel_size, stride, padding, ceil_mode))
+
+    def as_average(soft):
+        return lambda input, kernel_size, stride=None, padding=0, ceil_mode=False, *_, **__: (
+            soft(input, kernel_size, stride, padding, ceil_mode))
+
+    with monkeypatch.context() as patch:
+        for ndim, soft in POOLS.items():
+            patch.setattr(F, f'max_pool{ndim}d', as_max(soft))
+            patch.setattr(F, f'avg_pool{ndim}d', as_average(soft))
+        return model(input)
+
+
+def write_video(path, frames, codec='mpeg4', rate=25, pixels='yuv420p'):
+    """A video of ``frames``, uint8 (T, H, W, 3)."""
+    import av
+
+    with av.open(path, 'w') as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+        for frame in frames.numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    return path

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers import write_video
 from PIL import Image
 
 import video_plugins
@@ -22,16 +23,8 @@ def photograph(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def video(tmp_path_factory):
-    import av
-
-    path = tmp_path_factory.mktemp('inputs') / 'clip.mp4'
     clip = camera_motion(torch.rand(3, 100, 120), 'zoom in', 16, 64, torch.Generator().manual_seed(0))
-    with av.open(path, 'w') as container:
-        stream = container.add_stream('mpeg4', rate=25, width=64, height=64)
-        for frame in (clip.permute(1, 2, 3, 0) * 255).round().byte().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
-        container.mux(stream.encode())
-    return path
+    return write_video(tmp_path_factory.mktemp('inputs') / 'clip.mp4', (clip.permute(1, 2, 3, 0) * 255).round().byte())
 
 
 def numbers(path):
@@ -54,6 +47,14 @@ def test_targets_by_name_and_index_and_layers_by_pattern(command, photograph, tm
     assert {name for name in found if name.startswith('0/maps')} == {'0/maps/layer2', '0/maps/layer3.0',
                                                                     '0/maps/layer3.1'}
     assert 'espresso' in lines[0] and found['1/target'] == 3 and len(lines) == 3
+
+
+@pytest.mark.parametrize('options, columns', [
+    ([], 1), (['--layer', 'layer3'], 1), (['--layer', 'layer3.*'], 2), (['--layer', 'layer2', '--layer', 'layer3'], 2)])
+def test_each_layer_has_a_column_of_its_own_beside_the_input(command, photograph, tmp_path, options, columns):
+    command('explain', photograph, *options, '-o', tmp_path / 'tube.png')
+    with Image.open(tmp_path / 'tube.png') as image:
+        assert image.width == 256 + columns * (4 + 256)
 
 
 @pytest.mark.parametrize('suffix', ['png', 'gif', 'mp4', 'html'])

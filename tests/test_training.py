@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 import yaml
+from helpers import write_video
 from PIL import Image
 
 from timm_softpool.cli import main
@@ -26,7 +25,6 @@ from timm_softpool.pretrained import file_hash
 from timm_softpool.training import Config, load_config
 from timm_softpool.training import run as training_run
 from timm_softpool.training.data import EpochBatches, create_datasets
-from timm_softpool.training.global_batch_norm import GlobalBatchNorm
 from timm_softpool.training.run import train
 
 if sys.version_info >= (3, 11):
@@ -195,29 +193,6 @@ def test_two_processes_train_as_one(settings, whole, tmp_path):
     assert_same(state(settings['output']), state(whole), rtol=2e-3, atol=2e-4)
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    dist.init_process_group('gloo', f'file://{tmp_path}/store', rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize('shape', [(5, 3), (4, 3, 2, 5), (2, 3, 2, 3, 2)])
-@pytest.mark.parametrize('affine', [True, False])
-def test_a_batch_norm_over_one_process_is_pytorchs(one_process, shape, affine):
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) if affine else None for _ in range(2))
-    results = []
-    for is_global in (False, True):
-        running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-        with GlobalBatchNorm() if is_global else torch.enable_grad():
-            out = F.batch_norm(x, *running, weight, bias, True, 0.2)
-        grads = torch.autograd.grad(out.sin().sum(), [x, weight, bias] if affine else [x])
-        results.append([out, *grads, *running])
-    for ours, theirs in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_a_batch_that_does_not_divide_among_the_processes_is_refused(settings, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '3')
     with pytest.raises(ValueError, match='batch_size must be a multiple of the processes, 3, got 8'):
@@ -293,17 +268,10 @@ VIDEO = dict(model='r3d_18_w16', input_size=[32, 32], num_frames=2, epochs=1, ba
 @pytest.fixture(scope='module')
 def videos(tmp_path_factory):
     """Six videos of 7 or 3 frames, each of one grey, as a table with two folds."""
-    import av
-
     folder, rows = tmp_path_factory.mktemp('videos'), ['label,id,fold']
     for index in range(6):
-        with av.open(folder / f'video{index}.mp4', 'w') as container:
-            stream = container.add_stream('mpeg4', rate=25)
-            stream.width = stream.height = 32
-            for _ in range(7 - 4 * (index % 2)):
-                picture = np.full((32, 32, 3), 40 * index, np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-            container.mux(stream.encode())
+        frames = torch.full((7 - 4 * (index % 2), 32, 32, 3), 40 * index, dtype=torch.uint8)
+        write_video(folder / f'video{index}.mp4', frames)
         rows.append(f'{"dark" if index < 3 else "bright"},video{index},{int(index in (2, 5))}')
     (folder / 'clips.csv').write_text('\n'.join(rows))
     return folder

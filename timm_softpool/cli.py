@@ -177,8 +177,9 @@ def _class(arguments: argparse.Namespace, model: Any) -> None:
 
     explainer = ClassTubes(model, arguments.layer or 'auto')
     if arguments.fit:
-        explainer.fit(x for path in _files(arguments.fit) for x in _inputs(path, model, clips=1))
-        print(f'{len(_files(arguments.fit))} files explain of the logits: '
+        files = _files(arguments.fit)
+        explainer.fit(x for path in files for x in _inputs(path, model, clips=1))
+        print(f'{len(files)} files explain of the logits: '
               + ', '.join(f'{layer} {r2:.0%}' for layer, r2 in explainer.r2.items()))
     _show(arguments, model, explainer)
 
@@ -191,7 +192,7 @@ def _show(arguments: argparse.Namespace, model: Any, explainer: Any) -> None:
     inputs = torch.cat([x for path in arguments.files for x in _inputs(path, model, clips=1)])
     explanations = [explainer.explain(inputs, target) for target in targets]
     save(explanations, arguments.output, inputs, names=names, style=arguments.style, alpha=arguments.alpha,
-         layers='all' if len(arguments.layer or ()) > 1 else (), **_pixels(model))
+         layers='all' if len(explanations[0].maps) > 1 else (), **_pixels(model))
     for explanation in explanations:
         probabilities = explanation.logits.softmax(-1)
         for path, index, row in zip(arguments.files, explanation.target.tolist(), probabilities.tolist()):
