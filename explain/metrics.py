@@ -177,7 +177,7 @@ def kernel_ablation(model: nn.Module, inputs: Any, target: Any, layer: Layer, st
         raise ValueError(f'layer must mean one layer, got {layer!r}, which means {", ".join(names)}')
     if strengths.ndim not in (1, 2):
         raise ValueError(f'strengths must be (C,) or (B, C), got {tuple(strengths.shape)}')
-    linear = isinstance(named_layers(model)[names[0]], nn.Linear)
+    given, linear = tuple(strengths.shape), isinstance(named_layers(model)[names[0]], nn.Linear)
     strengths = torch.atleast_2d(strengths)
     channels = strengths.shape[1]
     strongest = strengths.topk(max(1, round(share * channels))).indices
@@ -188,7 +188,7 @@ def kernel_ablation(model: nn.Module, inputs: Any, target: Any, layer: Layer, st
         axis = len(shape) - 1 if linear or shape[1:2] != (channels,) else 1
         if axis < 1 or shape[axis] != channels or len(silent) not in (1, shape[0]):
             raise ValueError(f'strengths must be (C,) or (B, C) of what {names[0]!r} takes, {shape or type(value)}, '
-                             f'got {tuple(strengths.shape)}')
+                             f'got {given}')
         where = silent.to(value.device).reshape(-1, *(channels if i == axis else 1 for i in range(1, value.ndim)))
         return value.masked_fill(where, 0)
 
@@ -199,10 +199,10 @@ def kernel_ablation(model: nn.Module, inputs: Any, target: Any, layer: Layer, st
 
 def parameter_randomisation(explainer: Explainer, inputs: Any, target: Any = None, order: str = 'cascading',
                             seed: int = 0) -> list[tuple[str, Tensor]]:
-    """How much of its map an explainer keeps when the model forgets: each layer's name and the `rank_correlation` (B,)
-    of the map, all layers' fused at the inputs' size, with the one of the intact model.
+    """How much of its map an explainer keeps as the model's layers are randomised, from the classifier down.
 
-    From the last layer that the model calls, the classifier, to the first; the parameters that belong to none, such as
+    For each layer its name and the `rank_correlation` (B,) of the map (of all explained layers, fused at the inputs'
+    size) with that of the intact model. From the last layer that the model calls, the classifier, to the first; the parameters that belong to none, such as
     a class token, come last and have the name ''. A map that explains the model loses its likeness. Source: J. Adebayo
     et al., 'Sanity Checks for Saliency Maps', 1810.03292; there layers are initialised anew, here each parameter is
     drawn from the normal distribution with its mean and standard deviation (so a constant one stays), for which the
@@ -223,6 +223,7 @@ def parameter_randomisation(explainer: Explainer, inputs: Any, target: Any = Non
         raise ValueError(f"order must be 'cascading' or 'independent', got {order!r}")
     original = explainer.explain(inputs, target)
     target = target if original.target is None else original.target
+    intact = original.upsampled()
     layers = _parameters(explainer, inputs)
     kept = {parameter: parameter.data for parameters in layers.values() for parameter in parameters}
 
@@ -240,7 +241,7 @@ def parameter_randomisation(explainer: Explainer, inputs: Any, target: Any = Non
                 for parameter in parameters:
                     parameter.data = _noise(kept[parameter][None, None], generator)[0, 0]
                 maps = explainer.explain(inputs, target).upsampled()
-                found.append((name, rank_correlation(maps, original.upsampled())))
+                found.append((name, rank_correlation(maps, intact)))
         finally:
             restore()
     return found

@@ -338,7 +338,7 @@ def test_a_score_is_the_same_in_inference_mode():
     (lambda model, x: metrics.kernel_ablation(model, x, 0, '*.0', torch.rand(8)),
      r"layer must mean one layer, got '\*\.0', which means first.0, last.0"),
     (lambda model, x: metrics.kernel_ablation(model, x, 0, 'head', torch.rand(7)),
-     r"strengths must be \(C,\) or \(B, C\) of what 'head' takes, \(2, 8\), got \(1, 7\)"),
+     r"strengths must be \(C,\) or \(B, C\) of what 'head' takes, \(2, 8\), got \(7,\)"),
     (lambda model, x: metrics.kernel_ablation(model, x, 0, 'head', torch.rand(3, 8)), 'strengths must be'),
     (lambda model, x: metrics.kernel_ablation(model, x, 0, 'head', torch.rand(2, 8, 1)), 'strengths must be'),
     (lambda model, x: metrics.parameter_randomisation(SaliencyTubes(model), x, order='random'),
