@@ -202,12 +202,12 @@ def parameter_randomisation(explainer: Explainer, inputs: Any, target: Any = Non
     """How much of its map an explainer keeps as the model's layers are randomised, from the classifier down.
 
     For each layer its name and the `rank_correlation` (B,) of the map (of all explained layers, fused at the inputs'
-    size) with that of the intact model. From the last layer that the model calls, the classifier, to the first; the parameters that belong to none, such as
-    a class token, come last and have the name ''. A map that explains the model loses its likeness. Source: J. Adebayo
-    et al., 'Sanity Checks for Saliency Maps', 1810.03292; there layers are initialised anew, here each parameter is
-    drawn from the normal distribution with its mean and standard deviation (so a constant one stays), for which the
-    type of the layer does not matter and activations keep about their scale. Buffers stay. Afterwards the parameters
-    have their own storage again.
+    size) with that of the intact model. The layers come from the last one called to the first; the parameters that
+    belong to none, such as a class token, come at the end and have the name ''. A map that explains the model loses its
+    likeness. Source: J. Adebayo et al., 'Sanity Checks for Saliency Maps', 1810.03292; there layers are initialised
+    anew, here each parameter is drawn from the normal distribution with its mean and standard deviation (so a constant
+    one stays), for which the type of the layer does not matter and activations keep about their scale. Buffers stay.
+    Afterwards the parameters have their own storage again.
 
     Args:
         explainer: Any of this package.
