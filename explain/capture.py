@@ -154,7 +154,8 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def capture(model: nn.Module, arguments: tuple[Any, ...], taps: Iterable[Tap | str] = (), *,
-            gradient: str | None = None, forward: Forward | None = None) -> Iterator[Capture]:
+            gradient: str | None = None, forward: Forward | None = None,
+            edit: Callable[[Any], Any] | None = None) -> Iterator[Capture]:
     """One forward pass with the values of ``taps`` recorded; ``with capture(...) as run``.
 
     The model gets copies: of the arguments (so it may change them) and of each recorded value (so that an in-place
@@ -168,6 +169,7 @@ def capture(model: nn.Module, arguments: tuple[Any, ...], taps: Iterable[Tap | s
             `Capture.gradients` can go back to every recorded tensor, also of a frozen model, and costs nothing for what
             is in front of it; 'inputs', for one that starts at those arguments that require a gradient.
         forward: Called as ``forward(model, *arguments)`` in the place of ``model(*arguments)``.
+        edit: Makes what the layer of an 'input' tap gets, at each of its calls, of the value recorded (a copy).
 
     Raises:
         ValueError: If a tap names no layer, or one that the pass did not call, or ``gradient`` is another word.
@@ -193,7 +195,8 @@ def capture(model: nn.Module, arguments: tuple[Any, ...], taps: Iterable[Tap | s
             if not args:
                 return None
             run.values[tap].append(map_tensors(keep, args[0]))
-            return (map_tensors(Tensor.clone, run.values[tap][-1]), *args[1:])
+            value = map_tensors(Tensor.clone, run.values[tap][-1])
+            return (value if edit is None else edit(value), *args[1:])
         return hook
 
     with undisturbed(model) as network, ExitStack() as stack:

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from explain_helpers import CLASSES, EXPLAINERS, Small, Twice, assert_as_found, clip, hooks, narrow_slowfast, state
-from torch import nn
+from torch import Tensor, nn
 
 from explain import SaliencyTubes
 from explain.capture import Tap, arguments_of, capture, named_layers, trace, unwrap
@@ -167,6 +167,13 @@ def test_the_inputs_of_a_layer_can_be_recorded_and_gradients_go_back_to_them():
         slopes = run.gradients(run.output.sum(), [into, out_of])
         torch.testing.assert_close(*slopes)
         assert slopes[0].any()
+
+
+def test_a_layer_gets_what_an_edit_makes_of_its_input_and_the_record_is_what_it_was():
+    model, x = Small().eval(), clip()
+    with capture(model, (x,), [Tap('head', 'input')], edit=Tensor.zero_) as run:
+        torch.testing.assert_close(run.output, model.head.bias.expand(2, CLASSES))
+        assert run[Tap('head', 'input')][0].any()
 
 
 def test_gradients_go_back_to_the_inputs_where_asked_for():
