@@ -167,15 +167,16 @@ def capture(model: nn.Module, arguments: tuple[Any, ...], taps: Iterable[Tap | s
         taps: What to record; a name means the output of that layer.
         gradient: None, for no graph at all; 'layers', for one that starts at the first value recorded, so that
             `Capture.gradients` can go back to every recorded tensor, also of a frozen model, and costs nothing for what
-            is in front of it; 'inputs', for one that starts at those arguments that require a gradient.
+            is in front of it (but of what is recorded as an 'input', the layers called before that one have no part in
+            it); 'all', for one that starts at all arguments; 'inputs', at those that require a gradient.
         forward: Called as ``forward(model, *arguments)`` in the place of ``model(*arguments)``.
         edit: Makes what the layer of an 'input' tap gets, at each of its calls, of the value recorded (a copy).
 
     Raises:
         ValueError: If a tap names no layer, or one that the pass did not call, or ``gradient`` is another word.
     """
-    if gradient not in (None, 'layers', 'inputs'):
-        raise ValueError(f"gradient must be None, 'layers' or 'inputs', got {gradient!r}")
+    if gradient not in (None, 'layers', 'all', 'inputs'):
+        raise ValueError(f"gradient must be None, 'layers', 'all' or 'inputs', got {gradient!r}")
     run = Capture(Tap(tap) if isinstance(tap, str) else tap for tap in taps)
 
     def keep(tensor: Tensor) -> Tensor:
@@ -200,11 +201,12 @@ def capture(model: nn.Module, arguments: tuple[Any, ...], taps: Iterable[Tap | s
         return hook
 
     with undisturbed(model) as network, ExitStack() as stack:
-        stack.enter_context(torch.set_grad_enabled(gradient == 'inputs'))
-        if gradient == 'inputs':
-            arguments = map_tensors(Tensor.clone, arguments)
-        else:
-            arguments = map_tensors(lambda tensor: tensor.detach().clone(), arguments)
+        stack.enter_context(torch.set_grad_enabled(gradient in ('all', 'inputs')))
+        arguments = map_tensors(Tensor.clone, arguments)
+        if gradient != 'inputs':
+            arguments = map_tensors(Tensor.detach, arguments)
+        if gradient == 'all':  # not themselves, as the model may change them in place
+            arguments = map_tensors(lambda tensor: tensor.requires_grad_(tensor.is_floating_point()).clone(), arguments)
         layers = named_layers(network) if run.values else {}
         with ExitStack() as hooks:
             for tap in run.values:

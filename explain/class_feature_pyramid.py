@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Explainer, select
+from . import base
 from .capture import Capture, Tap, arguments_of, capture, named_layers, precise, tensors_of
 from .channels import FlowLayer, Kernel
 from .class_graph import ClassGraph
@@ -52,6 +52,7 @@ class ClassFeaturePyramid(SaliencyTubes):
 
     method = 'pyramid'
     fusion = 'product'
+    gradient = 'all'
 
     def __init__(self, model: nn.Module, layer: Layer = 'auto', *, depth: int | None = None, rule: str = 'grad',
                  select: tuple[str, float] = ('topk', 5), **options: Any) -> None:
@@ -90,8 +91,8 @@ class ClassFeaturePyramid(SaliencyTubes):
         flow = flow_graph(self.model, *arguments)
         infos = {info.name: info for info in self._inputs(arguments) if info.name in flow.layers}
         with capture(self.model, arguments, {Tap(info.module, 'input') for info in infos.values()},
-                     gradient='layers' if self.rule == 'grad' else None) as run:
-            scores, index = select(tensors_of(run.output)[0], target)
+                     gradient='all' if self.rule == 'grad' else None) as run:
+            scores, index = base.select(tensors_of(run.output)[0], target)
             if index is None or index.ndim != 1:
                 raise ValueError(f'target must be one class, got {target!r}')
             tensors = {name: info.of(run) for name, info in infos.items()}
@@ -99,8 +100,7 @@ class ClassFeaturePyramid(SaliencyTubes):
         graph = ClassGraph(int(index), self.rule, self.select)
         products = {name: precise(tensor) * precise(gradient) if self.rule == 'grad' else precise(tensor)
                     for (name, tensor), gradient in zip(tensors.items(), gradients)}
-        walk = _Walk(self, flow, infos, products)
-        walk.go(graph)
+        _Walk(self, flow, infos, products, graph).run()
         return graph
 
     def _inputs(self, arguments: tuple[Any, ...]) -> list[LayerInfo]:
@@ -110,8 +110,7 @@ class ClassFeaturePyramid(SaliencyTubes):
             modules = named_layers(self.model)
             self._read[signature] = [
                 info for info in find_layers(self.model, arguments, forward=self.forward, side='input')
-                if isinstance(getattr(modules[info.module], 'weight', None), Tensor)
-                and modules[info.module].weight.ndim > 1]
+                if isinstance(weight := getattr(modules[info.module], 'weight', None), Tensor) and weight.ndim > 1]
         return self._read[signature]
 
     def _readers(self, arguments: tuple[Any, ...]) -> list[LayerInfo]:
@@ -130,50 +129,57 @@ class ClassFeaturePyramid(SaliencyTubes):
         infos = self._readers(arguments)
         tensors = [info.of(run) for info in infos]
         gradients = run.gradients(scores.sum(), tensors, again=True)
-        fine = {f'{info.name}:input': info.grid.maps(precise(tensor) * precise(gradient)).relu().sum(1, keepdim=True)  # type: ignore[union-attr]
-                for info, tensor, gradient in zip(infos, tensors, gradients)}
-        tubes, meta = super()._maps(run, arguments, logits, scores, target)
-        return {**tubes, **fine}, meta
+        maps, meta = super()._maps(run, arguments, logits, scores, target)
+        for info, tensor, gradient in zip(infos, tensors, gradients):
+            assert info.grid is not None  # _readers has no others
+            product = info.grid.maps(precise(tensor) * precise(gradient))
+            maps[f'{info.name}:input'] = product.relu().sum(1, keepdim=True)
+        return maps, meta
 
 
 class _Walk:
-    """From a class to the image: `go` fills a graph."""
+    """From a class back to the image, layer by layer: `run` fills the graph."""
 
     def __init__(self, pyramid: ClassFeaturePyramid, flow: FlowGraph, infos: dict[str, LayerInfo],
-                 values: dict[str, Tensor]) -> None:
-        self.pyramid, self.flow, self.infos, self.values = pyramid, flow, infos, values
+                 values: dict[str, Tensor], graph: ClassGraph) -> None:
+        self.pyramid, self.flow, self.infos, self.values, self.graph = pyramid, flow, infos, values, graph
         self.modules = named_layers(pyramid.model)
+        self.strengths: dict[str, dict[int, float]] = {}
+        self.depths: dict[str, int] = {}
 
-    def go(self, graph: ClassGraph) -> None:
-        strengths: dict[str, dict[int, float]] = {}
-        depths: dict[str, int] = {}
-        roots = self.flow.outputs[graph.target]
-        for layer, kernel in roots:
-            strengths.setdefault(layer, {})[kernel] = 1 / len(roots)
-            depths[layer] = 0
-        for name in reversed(self.flow.layers):
-            total = sum(strengths.get(name, {}).values())
-            if not total:
+    def run(self) -> None:
+        for output in self.flow.outputs[self.graph.target]:
+            self._reach(output, 1, 0)
+        for name, layer in reversed(self.flow.layers.items()):
+            if name not in self.strengths:
                 continue
-            layer = self.flow.layers[name]
-            for kernel, strength in sorted(strengths[name].items()):
-                graph.nodes[name, kernel] = strength / total
-            if name not in self.values or depths[name] == self.pyramid.depth:
-                continue
-            kernels = [kernel for (layer_, kernel) in graph.nodes if layer_ == name]
-            rows = self._contributions(layer, kernels, is_class=not depths[name])
-            for kernel, shares in zip(kernels, self._choose(rows, is_class=not depths[name])):
-                first = self.flow.children(name, kernel).start
-                graph.channels[name, kernel] = {first + position: share for position, share in shares.items()}
-                for channel, share in graph.channels[name, kernel].items():
-                    graph.maps.setdefault((name, channel), self._map(name, channel))
-                    for producer in self.flow.producers(name, channel):
-                        strength = graph.nodes[name, kernel] * share
-                        edge = (name, kernel), producer
-                        graph.edges[edge] = graph.edges.get(edge, 0) + strength
-                        below = strengths.setdefault(producer[0], {})
-                        below[producer[1]] = below.get(producer[1], 0) + strength
-                        depths[producer[0]] = min(depths.get(producer[0], depths[name] + 1), depths[name] + 1)
+            kernels = sorted(self.strengths[name])
+            total = sum(self.strengths[name].values())
+            for kernel in kernels:
+                self.graph.nodes[name, kernel] = self.strengths[name][kernel] / total
+            if name in self.values and self.depths[name] != self.pyramid.depth:
+                self._step(layer, kernels)
+
+    def _reach(self, kernel: Kernel, strength: float, depth: int) -> None:
+        name, index = kernel
+        known = self.strengths.setdefault(name, {})
+        known[index] = known.get(index, 0) + strength
+        self.depths[name] = min(self.depths.get(name, depth), depth)
+
+    def _step(self, layer: FlowLayer, kernels: list[int]) -> None:
+        """From the kernels of a layer to those that made the channels selected for them."""
+        is_class, graph = not self.depths[layer.name], self.graph
+        rows = self._contributions(layer, kernels, is_class)
+        for kernel, shares in zip(kernels, self._choose(rows, is_class)):
+            node = layer.name, kernel
+            first = self.flow.children(*node).start
+            graph.channels[node] = {first + position: share for position, share in shares.items()}
+            for channel, share in graph.channels[node].items():
+                graph.maps.setdefault((layer.name, channel), self._map(layer.name, channel))
+                strength = graph.nodes[node] * share
+                for producer in self.flow.producers(layer.name, channel):
+                    graph.edges[node, producer] = graph.edges.get((node, producer), 0) + strength
+                    self._reach(producer, strength, self.depths[layer.name] + 1)
 
     def _contributions(self, layer: FlowLayer, kernels: list[int], is_class: bool) -> Tensor:
         """Of the channels of each kernel's group to it: (kernels, channels of a group)."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import video_plugins
-from explain import ClassTubes, MindsEye, SaliencyTubes
+from explain import ClassFeaturePyramid, ClassTubes, MindsEye, SaliencyTubes
 
 CLASSES = 5
 
@@ -91,6 +91,7 @@ EXPLAINERS = {
     'tubes': SaliencyTubes,
     'tubes by gradient': partial(SaliencyTubes, weights='grad'),
     'tubes of all layers': partial(SaliencyTubes, layer='*.0'),
+    'pyramid': ClassFeaturePyramid,
     'class tubes': lambda model: ClassTubes(model, least_r2=-1e9).fit([clip(8)]),
     "mind's eye": lambda model: MindsEye(model, facets=CLASSES).fit(clip(8)),
 }

@@ -211,7 +211,7 @@ def test_wrong_taps_are_refused_without_a_trace():
         with capture(model, (clip(),), ['spare']):
             pass
     with pytest.raises(ValueError, match="gradient must be None, 'layers' or 'inputs', got 'all'"):
-        with capture(model, (clip(),), gradient='all'):
+        with capture(model, (clip(),), gradient='everything'):
             pass
     assert hooks(model) == 0 and model.training
 

@@ -7,13 +7,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from explain_helpers import Small, Twice, clip, narrow_slow, narrow_slowfast, narrow_x3d
 from torch import nn
 
 import video_plugins
 from explain import flow_graph
 from timm_softpool import SoftPool2d
-
-from explain_helpers import Small, Twice, clip, narrow_slow, narrow_slowfast, narrow_x3d
 
 
 class Wired(nn.Module):
