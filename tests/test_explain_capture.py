@@ -210,7 +210,7 @@ def test_wrong_taps_are_refused_without_a_trace():
     with pytest.raises(ValueError, match="layer must be one that the model calls with this input, got 'spare'"):
         with capture(model, (clip(),), ['spare']):
             pass
-    with pytest.raises(ValueError, match="gradient must be None, 'layers' or 'inputs', got 'all'"):
+    with pytest.raises(ValueError, match="gradient must be None, 'layers', 'all' or 'inputs', got 'everything'"):
         with capture(model, (clip(),), gradient='everything'):
             pass
     assert hooks(model) == 0 and model.training
