@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import video_plugins
 from timm_softpool import list_models, soft_pools
+from timm_softpool.pretrained import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = 'somebody/timm-softpool:main'
@@ -93,6 +95,43 @@ def test_pretrained_and_options_reach_timm(name, hub, monkeypatch):
     (arguments, options), = calls
     assert arguments == (name,)
     assert options == dict(pretrained=True, pretrained_cfg='stergiou_in1k', num_classes=3)
+
+
+OWN = [name for name, entry in PUBLISHED.items() if 'sha256' in entry]  # the authors' need a download
+
+
+def logits(model):
+    cfg = model.pretrained_cfg
+    frames = [cfg['num_frames']] if cfg.get('num_frames') else []
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        return model.eval()(torch.randn(2, 3, *frames, *cfg['input_size'][1:], generator=generator))
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_published_weights_of_a_checkout_give_the_logits_that_timm_gives(name):
+    architecture, tag = name.split('.')
+    model = torch.hub.load(str(ROOT), architecture, source='local', pretrained=True, pretrained_cfg=tag)
+    torch.testing.assert_close(logits(model), logits(timm.create_model(name, pretrained=True)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_published_weights_of_a_seeded_cache_give_the_logits_that_timm_gives(name, home, tmp_path):
+    (home / 'hub' / 'checkpoints').mkdir(exist_ok=True)
+    shutil.copy(ROOT / 'weights' / PUBLISHED[name]['file'], home / 'hub' / 'checkpoints')
+    architecture, tag = name.split('.')
+    process = run(f'''
+import sys, torch
+model = torch.hub.load({REPOSITORY!r}, {architecture!r}, pretrained=True, pretrained_cfg={tag!r}, skip_validation=True,
+                       trust_repo=True)
+sys.path.append({str(ROOT / "tests")!r})
+from test_hub import logits
+torch.save(logits(model), {str(tmp_path / "logits.pt")!r})
+print(sys.modules['timm_softpool'].__file__)
+''', home)
+    assert process.returncode == 0, process.stderr
+    assert Path(process.stdout.splitlines()[-1]).is_relative_to(home)
+    torch.testing.assert_close(torch.load(tmp_path / 'logits.pt'), logits(timm.create_model(name, pretrained=True)))
 
 
 def test_an_unknown_model_is_a_clear_error(hub):
