@@ -1,6 +1,7 @@
 """Train a ResNet-18 with each of six pools behind its stem: same recipe, order of images and seeds.
 
     python benchmarks/pools.py  # runs what benchmarks/results/pools.jsonl lacks; a killed run goes on
+    python benchmarks/evidence.py  # the table of docs/evidence.md
 
 The pool is the only one in the network but for the global average. It halves the maps; its windows are 3 x 3 cells, in
 `resnet18_softpool` 2 x 2, as in the network of SoftPool's authors.
@@ -8,11 +9,12 @@ The pool is the only one in the network but for the global average. It halves th
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import mean, stdev
 from typing import Any
 
 from timm.layers import BlurPool2d
 from torch import nn
-from training import RESULTS, command, measure
+from training import RESULTS, command, measure, read
 
 from timm_softpool import SoftPool2d
 from timm_softpool.models.twin import Kind, register_twins
@@ -25,7 +27,9 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
     '_blurpool': lambda: BlurPool2d(64, 3, 2),
     '_l2pool': lambda: nn.Sequential(nn.ZeroPad2d(1), nn.LPPool2d(2, 3, 2)),
 }
-NETWORKS = ['resnet18', 'resnet18_softpool', *(f'resnet18{suffix}' for suffix in POOLS)]
+# Network -> what it pools by; the first is what the others are compared with.
+NETWORKS = {'resnet18': 'maximum', 'resnet18_softpool': 'SoftPool, 2 x 2', 'resnet18_softpool3': 'SoftPool',
+            'resnet18_avgpool': 'average', 'resnet18_blurpool': 'blur', 'resnet18_l2pool': 'L2'}
 
 
 def with_pool(pool: Callable[[], nn.Module]) -> Callable[[Any], Any]:
@@ -37,6 +41,19 @@ def with_pool(pool: Callable[[], nn.Module]) -> Callable[[Any], Any]:
 
 for suffix, pool in POOLS.items():
     register_twins(__name__, ['resnet18'], with_pool(pool), Kind(suffix, {}, f'pooling by {suffix[1:]}'))
+
+def table() -> str:
+    """Top-1 in %: mean and sample deviation over the seeds, and of the differences from the maximum seed by seed."""
+    rows = read(TRAINED)
+    scores = {network: [rows[' '.join(command(RECIPE, network, f'seed={seed}'))]['top1'] for seed in SEEDS]
+              for network in NETWORKS}
+    lines = ['| pool | network | top-1, % | minus the maximum |', '| --- | --- | --- | --- |']
+    for network, pool in NETWORKS.items():
+        less = [score - other for score, other in zip(scores[network], scores['resnet18'])]
+        lines.append(f'| {pool} | `{network}` | {mean(scores[network]):.2f} ± {stdev(scores[network]):.2f} | '
+                     + (f'{mean(less):+.2f} ± {stdev(less):.2f} |' if any(less) else '|'))
+    return '\n'.join(lines)
+
 
 if __name__ == '__main__':
     measure(TRAINED, [command(RECIPE, network, f'seed={seed}') for seed in SEEDS for network in NETWORKS])
