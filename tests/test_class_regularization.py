@@ -2,6 +2,7 @@
 import copy
 import io
 import pickle
+import re
 import subprocess
 import sys
 
@@ -79,10 +80,11 @@ def test_factors_reach_from_one_minus_to_one_plus_the_strength():
 
 
 def test_gradients_are_right_and_stop_before_the_classifier_unless_asked_for():
-    for detach in (True, False):
+    for detach, top_k in [(True, 1), (False, 1), (True, 2)]:
         classifier = nn.Linear(3, 4).double()
-        block = ClassRegularization(classifier, 5, detach_classifier=detach).double()
-        assert torch.autograd.gradcheck(block, torch.randn(2, 5, 2, 3, dtype=torch.double, requires_grad=True))
+        block = ClassRegularization(classifier, 5, top_k=top_k, detach_classifier=detach).double()
+        input = torch.randn(2, 5, 2, 3, dtype=torch.double, requires_grad=True)
+        assert torch.autograd.gradcheck(block, input) and torch.autograd.gradgradcheck(block, input)
         block(torch.randn(2, 5, 2, 3, dtype=torch.double)).square().sum().backward()
         assert block.projection.weight.grad.abs().sum() > 0
         assert (classifier.weight.grad is None) == detach
@@ -117,6 +119,10 @@ def test_a_map_that_is_the_same_everywhere_gives_numbers():
     assert ClassRegularization(nn.Linear(6, 3), 4)(torch.zeros(1, 4, 3, 3)).isfinite().all()
 
 
+def test_the_mean_of_a_large_map_is_within_float16_though_its_sum_is_not():
+    assert ClassRegularization(nn.Linear(4, 3), 4)(torch.rand(1, 4, 400, 400, dtype=torch.float16)).isfinite().all()
+
+
 @pytest.mark.parametrize(('arguments', 'error', 'message'), [
     (dict(strength=-0.1), ValueError, 'strength must be at least 0 and less than 1, got -0.1'),
     (dict(strength=1), ValueError, 'strength must be at least 0 and less than 1, got 1'),
@@ -131,10 +137,15 @@ def test_bad_arguments_are_named(arguments, error, message):
         ClassRegularization(**{'classifier': nn.Linear(6, 3), 'channels': 4, **arguments})
 
 
-@pytest.mark.parametrize('shape', [(2, 5, 3, 3), (2, 4), (2, 3, 4)])
-def test_an_input_that_is_no_map_of_its_channels_is_refused(shape):
-    with pytest.raises(ValueError, match=r'input must be \(N, C, H, W\) or \(N, C, T, H, W\) with 4 channels'):
-        ClassRegularization(nn.Linear(6, 3), 4)(torch.zeros(shape))
+@pytest.mark.parametrize('shapes', [[(2, 5, 3, 3)], [(2, 4)], [(4,)], [(2, 4, 3)], [(2, 2, 3, 3), (2, 3, 3, 3)],
+                                    [(2, 2, 3, 3), (2, 2, 3)], []])
+def test_an_input_that_is_no_map_of_its_channels_is_refused(shapes):
+    block, maps = ClassRegularization(nn.Linear(6, 3), 4), tuple(map(torch.zeros, shapes))
+    message = ('input must be (N, C, H, W) or (N, C, T, H, W) with 4 channels in all, got '
+               + ' and '.join(str(list(shape)) for shape in shapes))
+    for input in [maps, maps[0]] if len(maps) == 1 else [maps]:
+        with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+            block(input)
 
 
 # On a model
@@ -217,8 +228,9 @@ def test_a_new_classifier_is_followed_and_without_one_the_features_stay_as_they_
 
 @pytest.mark.parametrize('name', ['resnet18', 'densenet121'])
 @pytest.mark.parametrize('road', [torch.fx.symbolic_trace,
+                                  lambda model: torch.jit.script(torch.fx.symbolic_trace(model)),
                                   lambda model: torch.jit.trace(model, torch.randn(2, 3, 64, 64))],
-                         ids=['fx', 'jit.trace'])
+                         ids=['fx', 'fx and jit.script', 'jit.trace'])
 def test_traced_it_computes_the_same_and_follows_the_classifier_s_weights(name, road):
     model, input = timm.create_model(f'{name}_classreg', num_classes=7).eval(), torch.randn(2, 3, 64, 64)
     traced = road(model)
@@ -308,8 +320,8 @@ def test_modes_are_left_as_they_were():
     add_class_regularization(model)
     assert {name: module.training for name, module in model.named_modules()
             if 'class_reg' not in name} == before
-    assert torch.equal(model.bn1.running_mean, means) and all(
-        block.training for block in model.class_regularization.blocks)
+    assert torch.equal(model.bn1.running_mean, means)
+    assert [block.training for block in model.class_regularization.blocks] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(('make', 'error', 'message'), [

@@ -83,56 +83,73 @@ class ClassRegularization(nn.Module):
             self.projection.requires_grad_(strength > 0)  # else it has no gradient, which DDP takes for a mistake
         self.register_load_state_dict_pre_hook(_keep_what_is_missing)
 
-    def affinity(self) -> Tensor:
-        """V: how much each channel of this layer speaks for each class, (K, C); of the last classes there were."""
+    def class_weights(self) -> Tensor:
+        """W, (K, C_L), of the last classes there were."""
         linear = linear_layer(self._classifier[0])
         if linear is not None and linear is not self._linear[0]:
             self._linear = (linear,)
         weight = self._linear[0].weight.flatten(1)
-        if self.detach_classifier:
-            weight = weight.detach()
+        return weight.detach() if self.detach_classifier else weight
+
+    def affinity(self) -> Tensor:
+        """V: how much each channel of this layer speaks for each class, (K, C); of the last classes there were."""
+        weight = self.class_weights()
         # A classifier that the model has dropped is where it was then.
         return weight if self.projection is None else self.projection(weight.to(self.projection.weight))
 
     def forward(self, input: Maps) -> Maps:
         if self.strength == 0:
             return input
-        affinity = self.affinity()
-        if not isinstance(input, (tuple, list)):
-            return emphasized(input, affinity, self.strength, self.top_k)
-        if sum(stream.shape[1] for stream in input) != self.channels:
-            raise ValueError(f'input must have {self.channels} channels in all, got '
-                             f'{" and ".join(str(tuple(stream.shape)) for stream in input)}')
-        means = torch.cat([stream.flatten(2).mean(2) for stream in input], 1)
-        scales = channel_scales(means, affinity, self.strength, self.top_k).split([s.shape[1] for s in input], 1)
-        return type(input)([scaled(stream, scale) for stream, scale in zip(input, scales)])
+        projection = None if self.projection is None else self.projection.weight
+        arguments = self.class_weights(), projection, self.strength, self.top_k
+        if isinstance(input, (tuple, list)):
+            return type(input)(emphasized(list(input), *arguments))
+        return emphasized([input], *arguments)[0]
 
     def extra_repr(self) -> str:
         return f'channels={self.channels}, strength={self.strength}, top_k={self.top_k}'
 
 
 @torch.fx.wrap  # a tracer's proxies know no shapes
-def emphasized(input: Tensor, affinity: Tensor, strength: float, top_k: int) -> Tensor:
-    """The formula of :class:`ClassRegularization` for one tensor and V (K, C); TorchScript can compile it."""
-    if input.ndim not in [4, 5] or input.shape[1] != affinity.shape[1]:
-        raise ValueError(f'input must be (N, C, H, W) or (N, C, T, H, W) with {affinity.shape[1]} channels, '
-                         f'got {input.shape}')
-    return scaled(input, channel_scales(input.flatten(2).mean(2), affinity, strength, top_k))
+def emphasized(streams: list[Tensor], weight: Tensor, projection: Tensor | None, strength: float,
+               top_k: int) -> list[Tensor]:
+    """The formula of :class:`ClassRegularization` for W (K, C_L) and P (C, C_L); TorchScript can compile it."""
+    channels = weight.shape[1] if projection is None else projection.shape[0]
+    if not all([stream.ndim in [4, 5] for stream in streams]) or sum([s.shape[1] for s in streams]) != channels:
+        raise ValueError(f'input must be (N, C, H, W) or (N, C, T, H, W) with {channels} channels in all, '
+                         f'got {" and ".join([str(list(stream.shape)) for stream in streams])}')
+    means = torch.cat([channel_means(stream) for stream in streams], 1)
+    scales = channel_scales(means, weight, projection, strength, top_k).split([s.shape[1] for s in streams], 1)
+    return [stream * scale.to(stream.dtype).reshape(list(scale.shape) + [1] * (stream.ndim - 2))
+            for stream, scale in zip(streams, scales)]
 
 
-def channel_scales(means: Tensor, affinity: Tensor, strength: float, top_k: int) -> Tensor:
+def channel_means(maps: Tensor) -> Tensor:
+    """(N, C): a sum, whose gradient is an expanded (N, C), where that of ``mean`` is written to memory in full."""
+    cells = maps.flatten(2)
+    total = cells.sum(2, dtype=torch.promote_types(maps.dtype, torch.float32))  # float16 would overflow
+    return (total / cells.shape[2]).to(maps.dtype)
+
+
+def channel_scales(means: Tensor, weight: Tensor, projection: Tensor | None, strength: float, top_k: int) -> Tensor:
     """What the channels with these ``means`` (N, C) are multiplied by."""
-    affinity = affinity.to(means)
-    response, guess = F.linear(means, affinity).topk(min(top_k, affinity.shape[0]), dim=1)
-    chosen = torch.einsum('nk,nkc->nc', response.softmax(1).to(affinity.dtype), affinity[guess])
+    weight = weight.to(means)  # a classifier that the model has dropped is where it was then
+    projected = means
+    if projection is not None:  # z . V[k] = (z P) . W[k] and V[k] = P W[k]: cheaper than V, for all K classes
+        projection = projection.to(means)
+        projected = means @ projection
+    response = F.linear(projected, weight)
+    if top_k == 1:  # the softmax of one response is 1, without a gradient
+        chosen = weight[response.argmax(1)]
+    else:
+        response, guess = response.topk(min(top_k, weight.shape[0]), dim=1)
+        chosen = torch.einsum('nk,nkc->nc', response.softmax(1).to(weight.dtype), weight[guess])
+    if projection is not None:
+        chosen = F.linear(chosen, projection)
     part = means * chosen
-    least, most = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
+    least, most = part.aminmax(dim=1, keepdim=True)
     span = most - least
-    return 1 + strength * (2 * (part - least) / (span + (span == 0)) - 1)
-
-
-def scaled(input: Tensor, scale: Tensor) -> Tensor:
-    return input * scale.to(input.dtype).reshape(list(scale.shape) + [1] * (input.ndim - 2))
+    return 1 - strength + 2 * strength * (part - least) / (span + (span == 0))
 
 
 class ClassRegularizations(nn.Module):
@@ -153,6 +170,7 @@ class ClassRegularizations(nn.Module):
     def append(self, name: str, layer: nn.Module, block: ClassRegularization, channels_last: bool) -> None:
         self.layers.append(name)
         self.blocks.append(block)
+        block.train(layer.training)
         if type(layer).forward is nn.Sequential.forward and not channels_last:
             layer.add_module(MEMBER, block)
             return
@@ -197,9 +215,9 @@ def add_class_regularization(model: nn.Module, layers: Iterable[str] | None = No
                              detach_classifier: bool = True, input: Any = None) -> nn.Module:
     """Put a :class:`ClassRegularization` behind layers of a classifier of timm or PyTorchVideo, in place.
 
-    The model keeps its type and the names of its tensors; those of the blocks have ``class_regularization.`` in
-    them, and a checkpoint without them loads strictly all the same. The classifier is
-    looked up at each call: timm's ``get_classifier()``, PyTorchVideo's ``blocks[-1].proj``.
+    The model keeps its type and the names of its tensors; those of the blocks have ``class_regularization.`` in them,
+    and a checkpoint without them loads strictly all the same. The classifier is looked up at each call: timm's
+    ``get_classifier()``, PyTorchVideo's ``blocks[-1].proj``.
 
     Args:
         model: The classifier.
@@ -248,8 +266,6 @@ def add_class_regularization(model: nn.Module, layers: Iterable[str] | None = No
                                     top_k=top_k, detach_classifier=detach_classifier)
         container.append(name, known[name], block, channels_last)
     model.class_regularization = container
-    for block in container.blocks:
-        block.train(model.training)
     return model
 
 
