@@ -30,6 +30,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/models.py --output benchmarks/results/cpu_models.json
 	$(BIN)/python benchmarks/class_regularization.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/explainers.py
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/report.py --readme README.md --plot benchmarks/results/cpu.png
 

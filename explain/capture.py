@@ -140,14 +140,16 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         if 'torch._dynamo' in sys.modules:  # otherwise nothing is compiled, and to load it takes seconds
             stack.enter_context(torch.compiler.set_stance('force_eager'))
         try:
-            for module, _, checkpointing in modes:
-                module.training = False
+            for module, training, checkpointing in modes:
+                if training:  # setting a module's attribute is slow, and mostly nothing is to be set
+                    module.training = False
                 if checkpointing is True:
                     module.grad_checkpointing = False  # type: ignore[assignment]
             yield model
         finally:
             for module, training, checkpointing in modes:
-                module.training = training
+                if module.training is not training:
+                    module.training = training
                 if checkpointing is True:
                     module.grad_checkpointing = True  # type: ignore[assignment]
 

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -232,6 +233,7 @@ def _factors(count: int, axes: int) -> list[Size]:
             for rest in _factors(count // first, axes - 1)]
 
 
+@lru_cache(4096)  # every layer's name is taken apart in every call of an explainer
 def _parts(name: str) -> tuple[str, int | None, int | None]:
     match = NAME.fullmatch(name)
     assert match is not None  # every string matches

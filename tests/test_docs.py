@@ -42,11 +42,22 @@ def load(path):
     return module
 
 
-@pytest.mark.parametrize('benchmark', ['video', 'class_regularization', 'evidence'])
+@pytest.mark.parametrize('benchmark', ['video', 'class_regularization', 'evidence', 'explainers'])
 def test_a_page_s_figures_are_those_that_were_measured(benchmark, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
     script = load(ROOT / 'benchmarks' / f'{benchmark}.py')
     assert script.update(script.PAGE.read_text()) == script.PAGE.read_text()
+
+
+def test_the_speed_that_the_page_claims_of_the_tubes_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    script = load(ROOT / 'benchmarks' / 'explainers.py')
+    for rows in json.loads(script.REPORT.read_text())['results'].values():
+        assert all(rows[tube]['forwards'] < 1.3 for tube in (script.TUBE, script.BY_GRADIENT) if tube in rows)
+        assert rows['grad-cam GradCAM']['ratio'] > 2.5
+        assert min(rows[peer]['ratio'] for peer in ('captum LayerGradCam', 'torchcam GradCAM')) >= 0.925
+        assert all(row['correlation'] >= 0.99 for name, row in rows.items()
+                   if name not in (script.FORWARD, script.OTHER_MAP))
 
 
 def test_the_readmes_figures_are_those_that_were_measured():
