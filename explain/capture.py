@@ -131,8 +131,9 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     in the mode it was in, and so are the random generators; gradient mode is the caller's again.
     """
     model = unwrap(model)
-    modes = [(module, module.training, getattr(module, 'grad_checkpointing', None)) for module in model.modules()]
-    devices = {parameter.get_device() for parameter in model.parameters() if parameter.is_cuda}
+    modes = [(module, module.training, vars(module).get('grad_checkpointing')) for module in model.modules()]
+    devices = {parameter.get_device() for parameter in model.parameters() if parameter.is_cuda} \
+        if torch.cuda.is_initialized() else ()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
