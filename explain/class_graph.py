@@ -1,4 +1,4 @@
-"""What Class Feature Pyramids find: kernels that a class depends on, layer by layer, as a graph that can be handed on."""
+"""What Class Feature Pyramids find: kernels that a class depends on, layer by layer, as a graph to be handed on."""
 from __future__ import annotations
 
 import json

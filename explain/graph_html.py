@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,20 +23,22 @@ PAGE = '''<!doctype html>
 <title>Class graph</title>
 <style>
   body { font: 14px/1.45 system-ui, sans-serif; margin: 0; padding: 1rem; color: #222; display: flex; gap: 1rem }
-  #graph { flex: 1; min-width: 0; position: relative; align-self: flex-start }
+  #graph { flex: 1; width: 100%; min-width: 0; position: relative; align-self: flex-start }
   #edges { position: absolute; pointer-events: none } #nodes { position: relative; display: block; width: 100% }
-  aside { width: 21rem; position: sticky; top: 1rem; align-self: flex-start; max-height: calc(100vh - 2rem); overflow: auto }
-  h1 { font-size: 1.15rem; margin: 0 } p { margin: .35rem 0 } aside p { overflow-wrap: anywhere }
+  aside { width: 21rem; position: sticky; top: 1rem; align-self: flex-start; overflow: auto }
+  aside { max-height: calc(100vh - 2rem) } h1 { font-size: 1.15rem; margin: 0 }
+  p { margin: .35rem 0; overflow-wrap: anywhere }
   #view { display: block; width: 100%; max-height: 50vh; object-fit: contain; background: #000 }
-  @media (max-width: 800px) { body { flex-direction: column-reverse } aside { position: static; width: 100%; max-height: none } }
-/*STYLE*/  aside .row label { width: 6.5rem } text { font-size: 11px; paint-order: stroke; stroke: #fff; stroke-width: 3px; fill: #444 }
+  @media (max-width: 800px) { body { flex-direction: column-reverse } aside { position: static; width: 100% } }
+/*STYLE*/  aside .row label { width: 6.5rem }
+  text { font-size: 11px; paint-order: stroke; stroke: #fff; stroke-width: 3px; fill: #444 }
   .kernel { cursor: pointer; outline: none } .kernel text { font-size: 10px; pointer-events: none }
   .kernel circle { fill: #555; stroke: transparent; stroke-width: 8px }
   .far { opacity: .25 } .above circle { fill: #c2540a } .below circle { fill: #1b6fc2 }
-  .active circle { fill: #111; stroke: #f5b800; stroke-width: 3px } b.above { color: #c2540a } b.below { color: #1b6fc2 }
+  .active circle { fill: #111; stroke: #f5b800; stroke-width: 3px }
+  b.above { color: #c2540a } b.below { color: #1b6fc2 }
 </style>
-<div id="graph"><canvas id="edges"></canvas><svg id="nodes" role="group" aria-label="Kernels, a row for each layer"></svg>
-</div>
+<div id="graph"><canvas id="edges"></canvas><svg id="nodes" role="group" aria-label="Kernels by layer"></svg></div>
 <aside>
   <h1 id="title"></h1><p id="about"></p>
   <canvas id="view"></canvas>
@@ -55,6 +57,7 @@ PAGE = '''<!doctype html>
 const view = get('view'), pen = view.getContext('2d'), lines = get('edges').getContext('2d');
 const heat = new OffscreenCanvas(data.width, data.height), heatPen = heat.getContext('2d', {willReadFrequently: true});
 const make = (name, parent) => parent.appendChild(document.createElementNS('http://www.w3.org/2000/svg', name));
+const set = (element, values) => Object.entries(values).forEach(([name, value]) => element.setAttribute(name, value));
 const title = node => `${layers[node.row]}/${node.kernel}`;
 const rows = layers.map(() => []);
 let pinned = null, hovered = null, least = 0;
@@ -70,8 +73,8 @@ nodes.forEach((node, index) => {
   Object.assign(node, {index, above: [], below: [], element: make('g', get('nodes'))});
   rows[node.row].push(node);
   const {element} = node;
-  for (const [name, value] of Object.entries({class: 'kernel', role: 'button', tabindex: index ? -1 : 0, id: title(node),
-      'aria-label': `${title(node)}, strength ${node.strength}`})) element.setAttribute(name, value);
+  set(element, {role: 'button', tabindex: index ? -1 : 0, id: title(node),
+                'aria-label': `${title(node)}, strength ${node.strength}`});
   make('circle', element);
   make('text', element).textContent = node.kernel;
   element.onfocus = () => pin(node);
@@ -102,8 +105,8 @@ function layout() {
       Object.assign(node, {x: x + gap / 2 + node.r, y});
       x += gap + 2 * node.r;
       const [circle, text] = node.element.children;
-      for (const [name, value] of [['cx', node.x], ['cy', y], ['r', node.r]]) circle.setAttribute(name, value);
-      for (const [name, value] of [['x', node.x + node.r + 3], ['y', y + 3.5]]) text.setAttribute(name, value);
+      set(circle, {cx: node.x, cy: y, r: node.r});
+      set(text, {x: node.x + node.r + 3, y: y + 3.5});
       text.style.display = gap < 34 ? 'none' : '';
     }
   });
@@ -185,9 +188,10 @@ function pin(node) {
 }
 get('nodes').onkeydown = event => {
   if (event.key === 'Escape') { document.activeElement.blur(); pin(null); return; }
-  const [across, along] = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key] || [];
-  if (across === undefined || !pinned) return;
+  const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+  if (!step || !pinned) return;
   event.preventDefault();
+  const [across, along] = step;
   const own = rows[pinned.row].filter(shown), far = node => Math.abs(node.x - pinned.x);
   let row = pinned.row + along;
   while (rows[row] && !rows[row].some(shown)) row += along;
@@ -230,8 +234,8 @@ def page(graph: ClassGraph, inputs: Tensor | None = None, *, mean: Sequence[floa
              for (parent, child), strength in graph.edges.items()]
     name = f'class {graph.target}'
     data = {'title': f'{names[graph.target]} ({name})' if names else name, 'layers': graph.layers, 'nodes': nodes,
-            'about': f'{len(nodes)} kernels of {len(rows)} layers, from the class at the top to the image; contributions '
-                     f'by rule {graph.rule}, {graph.select[0]} {graph.select[1]}',
+            'about': f'{len(nodes)} kernels of {len(rows)} layers, from the class at the top to the image; '
+                     f'contributions by rule {graph.rule}, {graph.select[0]} {graph.select[1]}',
             'edges': edges, 'tubes': list(tubes), 'frames': [uri(frame, 'JPEG') for frame in frames],
             'length': max(map(len, (frames, *tubes, ' '))),
             'height': frames[0].shape[0] if frames else SIDE, 'width': frames[0].shape[1] if frames else SIDE}
