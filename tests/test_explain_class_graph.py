@@ -1,4 +1,5 @@
 """The graph of a class by itself, made by hand: what it is as text, as a page, and where its kernels look."""
+import html
 import json
 import re
 import shutil
@@ -9,7 +10,6 @@ import networkx
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from explain import ClassGraph
 
@@ -151,83 +151,89 @@ def test_tubes_are_small_in_the_page_and_the_same_one_is_there_once(tmp_path):
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium')
-BEGIN = '''
+DRIVER = '''
 const click = id => document.getElementById(id).dispatchEvent(new MouseEvent('click', {bubbles: true}));
 const press = key => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
-const boxes = kind => JSON.stringify([...document.querySelectorAll(kind)].map(item => item.getBoundingClientRect())
-  .filter(box => box.width).map(box => [box.left, box.top, box.right, box.bottom]));
+const slide = (id, value) => { get(id).value = value; get(id).oninput(); };
+const states = () => Object.fromEntries(nodes.map(({element}) =>
+  [element.id, element.style.display === 'none' ? 'hidden' : element.getAttribute('class').slice(7)]));
+const boxes = kind => [...document.querySelectorAll(kind)].map(item => item.getBoundingClientRect())
+  .filter(box => box.width).map(box => [box.left, box.top, box.right, box.bottom]);
+const pixels = pen => [...pen.getImageData(0, 0, pen.canvas.width, pen.canvas.height).data];
+onload = async () => {
+  const found = [];
+  for (const [act, look] of [STEPS]) {
+    act();
+    await Promise.all([...frames, ...nodes.flatMap(node => node.images || [])].map(item => item.decode()));
+    await new Promise(done => setTimeout(done, 20));
+    found.push(look());
+  }
+  document.body.textContent = JSON.stringify(found);
+};
 '''
 
 
-def browse(path, script='', output='--dump-dom', size='1280,800'):
-    """What Chromium prints for the page after ``script``."""
-    page = path.read_text().replace('</html>', f'<script>{BEGIN}{script}</script></html>')
-    path.with_name('driven.html').write_text(page)
+def browse(path, *steps, size=(1280, 800)):
+    """What is seen in the page after each of the ``steps``, pairs of what is done there and what is looked at."""
+    script = DRIVER.replace('STEPS', ', '.join(f'[() => {{ {act} }}, () => {look}]' for act, look in steps))
+    path.with_name('driven.html').write_text(path.read_text().replace('</html>', f'<script>{script}</script></html>'))
     run = subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=5000',
-                          f'--window-size={size}', output, path.with_name('driven.html').as_uri()],
+                          f'--window-size={size[0]},{size[1]}', '--dump-dom', path.with_name('driven.html').as_uri()],
                          check=True, capture_output=True, timeout=120, text=True)
-    return run.stdout
+    return json.loads(html.unescape(re.search('<body>(.*)</body>', run.stdout, re.S)[1]))
 
 
-def state(dom):
-    """Kernel -> its class in the page, and 'hidden' if it is."""
-    return {name: 'hidden' if 'display: none' in tag else cls.removeprefix('kernel').strip()
-            for tag, name, cls in kernels(dom)}
-
-
-def kernels(dom):
-    for tag in re.findall(r'<g [^>]*>', dom):
-        yield tag, re.search(r' id="([^"]*)"', tag)[1], re.search(r' class="([^"]*)"', tag)[1]
+def where(pixels, channel):
+    """The rows of a square picture's pixels in which a channel is far above the others."""
+    pixels = np.array(pixels).reshape(-1, 4)[:, :3]
+    return (pixels[:, channel] - np.delete(pixels, channel, 1).max(1) > 60).nonzero()[0] // int(len(pixels) ** 0.5)
 
 
 @in_a_browser
 def test_a_click_shows_the_kernel_s_edges_both_ways_and_its_tube_over_the_image(tmp_path):
     half = torch.full((1, 3, 16, 16), 0.5)
     graph().save(tmp_path / 'graph.html', half, mean=(0, 0, 0), std=(1, 1, 1), names=['', '', 'cup'])
-    reds, blues = {}, {}
-    for name, script in (('none', ''), ('weak', "click('last/1');"), ('strong', "click('last/4');")):
-        browse(tmp_path / 'graph.html', script, f'--screenshot={tmp_path / name}.png')
-        with Image.open(tmp_path / f'{name}.png') as image:
-            assert image.size == (1280, 800)
-            pixels = np.asarray(image.convert('RGB')).astype(int)[:500, 920:]  # the panel's image
-        reds[name] = (pixels[..., 0] - pixels[..., 1:].max(-1) > 60).nonzero()
-        blues[name] = (pixels[..., 2] - pixels[..., :2].max(-1) > 60).nonzero()
-    assert len(blues['none'][0]) == 0 and len(blues['weak'][0]) > 10000
-    assert reds['weak'][0].mean() > blues['weak'][0].mean() > reds['strong'][0].mean()  # below, and above
-    dom = browse(tmp_path / 'graph.html', "click('last/1');")
-    assert state(dom) == {'head/2': 'above', 'last/4': 'far', 'last/1': 'active', 'stem/0': 'below'}
-    assert re.search(r'id="title">cup \(class 2\)<', dom)
-    assert re.search(r'Gives to</b> head/2 \(0.25\)</p>.*Depends on</b> stem/0 \(0.25\)</p>', dom)
+    plain, strong, weak, edges, state, text = browse(
+        tmp_path / 'graph.html', ('', 'pixels(pen)'), ("click('last/4')", 'pixels(pen)'),
+        ("click('last/1')", 'pixels(pen)'), ('', 'pixels(lines)'), ('', 'states()'),
+        ('', "document.querySelector('aside').innerText"))
+    assert set(plain) == {128, 255}
+    top, bottom = where(strong, channel=0), where(weak, channel=0)
+    assert len(top) > 500 and top.max() < 224 / 2 < bottom.min() and len(bottom) > 500
+    assert len(where(weak, channel=2)) > 20000
+    assert len(where(edges, channel=0)) > 100 and len(where(edges, channel=2)) > 100
+    assert state == {'head/2': 'above', 'last/4': 'far', 'last/1': 'active', 'stem/0': 'below'}
+    assert re.search(r'^cup \(class 2\)\n', text)
+    assert re.search(r'last/1: strength 0.25\n+Gives to head/2 \(0.25\)\n+Depends on stem/0 \(0.25\)', text)
 
 
 @in_a_browser
-def test_the_page_is_used_by_keys_and_slider(tmp_path):
+def test_the_page_is_used_by_keys_and_sliders(tmp_path):
     graph(clip=True).save(tmp_path / 'graph.html', torch.rand(1, 3, 5, 16, 16))
-    dom = browse(tmp_path / 'graph.html', "click('head/2'); press('ArrowDown'); press('ArrowRight');")
-    assert {name for name, is_ in state(dom).items() if is_ == 'active'} == {'last/1'}
-    assert re.findall(r'<g [^>]*tabindex="0"[^>]*id="([^"]*)"', dom) == ['last/1']
-    dom = browse(tmp_path / 'graph.html', "click('head/2'); press('ArrowDown'); press('Escape');")
-    assert set(state(dom).values()) == {''}
-    dom = browse(tmp_path / 'graph.html', "get('least').value = 90; get('least').oninput(); get('time').value = 3; "
-                 "get('time').oninput();")
-    assert state(dom) == {'head/2': '', 'last/4': '', 'last/1': 'hidden', 'stem/0': ''}
-    assert re.search(r'id="number">4 / 5<', dom)
+    right, reached, none, pruned, frame, early, late = browse(
+        tmp_path / 'graph.html', ("click('head/2'); press('ArrowDown'); press('ArrowRight')", 'states()'),
+        ('', '[...document.querySelectorAll("[role=button][tabindex=\'0\']")].map(item => item.id)'),
+        ("press('Escape')", 'states()'), ("slide('least', 90)", 'states()'),
+        ("slide('least', 0); slide('time', 4)", "get('number').textContent"),
+        ("click('last/1'); slide('alpha', 100); slide('time', 0)", 'pixels(pen)'), ("slide('time', 4)", 'pixels(pen)'))
+    assert [name for name, is_ in right.items() if is_ == 'active'] == reached == ['last/1']
+    assert set(none.values()) == {''} and [name for name, is_ in pruned.items() if is_ == 'hidden'] == ['last/1']
+    assert frame == '5 / 5'
+    assert len(where(early, channel=0)) == 0 and len(where(late, channel=0)) > 500  # it is in the last frame only
 
 
 @in_a_browser
-@pytest.mark.parametrize('layers, kernels, size', [(22, 5, 800), (54, 12, 800), (22, 100, 800), (22, 5, 500)])
+@pytest.mark.parametrize('layers, kernels, size', [(22, 5, (1280, 500)), (54, 12, (1280, 800)), (22, 100, (1280, 800))])
 def test_no_label_lies_on_another_and_no_circle_on_another(tmp_path, layers, kernels, size):
-    nodes = {(f'layer{layer}.downsample.conv', kernel + 1000): (2 ** -kernel if layer % 2 else 1 / kernels)
+    nodes = {(f'layer{layer}.downsample.conv', kernel + 1000): 2 ** -kernel if layer % 2 else 1 / kernels
              for layer in range(layers) for kernel in range(kernels)}
     ClassGraph(7, 'grad', ('topk', 5), nodes).save(tmp_path / 'graph.html')
-    script = ("onload = () => { document.body.innerHTML = "
-              "`<pre>${boxes('#nodes text')}</pre><pre>${boxes('circle')}</pre>`; };")
-    found = [np.array(json.loads(text)) for text in
-             re.findall(r'<pre>(.*?)</pre>', browse(tmp_path / 'graph.html', script, size=f'1280,{size}'))]
-    assert len(found[0]) == layers * (1 if kernels == 100 else kernels + 1) and len(found[1]) == layers * kernels
-    for boxes, slack in zip(found, (4, 4.5)):  # a line's box has room above and below; a stroke is around the circle
+    texts, circles = map(np.array, browse(tmp_path / 'graph.html', ('', "boxes('#nodes text')"),
+                                          ('', "boxes('circle')"), size=size))
+    assert len(texts) == layers * (1 if kernels == 100 else kernels + 1) and len(circles) == layers * kernels
+    for boxes in (texts, circles):
         left, top, right, bottom = boxes.T
         across = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
         along = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
-        assert not np.triu((across > slack) & (along > slack), 1).any()
-        assert left.min() >= 0 and right.max() <= 1280 - 330
+        assert not np.triu((across > 0.1) & (along > 0.1), 1).any()
+        assert left.min() >= 0 and right.max() <= size[0] - 330  # where the panel begins
