@@ -160,12 +160,16 @@ const states = () => Object.fromEntries(nodes.map(({element}) =>
 const boxes = kind => [...document.querySelectorAll(kind)].map(item => item.getBoundingClientRect())
   .filter(box => box.width).map(box => [box.left, box.top, box.right, box.bottom]);
 const pixels = pen => [...pen.getImageData(0, 0, pen.canvas.width, pen.canvas.height).data];
+// Chromium's virtual time waits for images to load, not for threads that decode them.
+HTMLImageElement.prototype.decode = async function () {
+  if (!this.complete) await new Promise(done => this.addEventListener('load', done));
+};
 onload = async () => {
+  update();
   const found = [];
   for (const [act, look] of [STEPS]) {
     act();
-    await Promise.all([...frames, ...nodes.flatMap(node => node.images || [])].map(item => item.decode()));
-    await new Promise(done => setTimeout(done, 20));
+    await new Promise(done => setTimeout(done, 200));
     found.push(look());
   }
   document.body.textContent = JSON.stringify(found);
