@@ -234,7 +234,7 @@ def page(graph: ClassGraph, inputs: Tensor | None = None, *, mean: Sequence[floa
              for (parent, child), strength in graph.edges.items()]
     name = f'class {graph.target}'
     data = {'title': f'{names[graph.target]} ({name})' if names else name, 'layers': graph.layers, 'nodes': nodes,
-            'about': f'{len(nodes)} kernels of {len(rows)} layers, from the class at the top to the image; '
+            'about': f'{len(nodes)} kernels of {len(rows)} layers, from the class at the top to the input; '
                      f'contributions by rule {graph.rule}, {graph.select[0]} {graph.select[1]}',
             'edges': edges, 'tubes': list(tubes), 'frames': [uri(frame, 'JPEG') for frame in frames],
             'length': max(map(len, (frames, *tubes, ' '))),
