@@ -208,7 +208,7 @@ if (data.length === 1) get('timeline').style.display = 'none';
 get('title').textContent = document.title = data.title;
 get('about').textContent = data.about;
 // No more edges at first than can be told apart.
-get('least').value = 100 * Math.sqrt((edges.at(-1500) || [0, 0, 0])[2] / strongest);
+get('least').value = Math.ceil(100 * Math.sqrt((edges.at(-1500) || [0, 0, 0])[2] / strongest));
 get('least').oninput();
 layout();
 </script>
