@@ -1,14 +1,19 @@
-"""What Class Feature Pyramids find: kernels that a class depends on, layer by layer, as a graph that can be handed on."""
+"""What Class Feature Pyramids find: kernels that a class depends on, layer by layer, as a graph to be handed on."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .channels import Kernel
+from .files import written
+
+SUFFIXES = ('.html', '.json', '.dot')
 
 
 @dataclass
@@ -110,6 +115,37 @@ class ClassGraph:
             raise ValueError(f'depth must be at least 1, got {depth}')
         return {str(self.target): below(roots[0], depth) if len(roots) == 1 else
                 {_name(root): below(root, depth) for root in roots}}
+
+    def save(self, path: str | Path, inputs: Tensor | None = None, *, mean: Sequence[float] | None = None,
+             std: Sequence[float] | None = None, names: Sequence[str] | None = None) -> None:
+        """Write the graph to ``path``, whose suffix says as what. A file is complete or not there.
+
+        '.json' is `to_json` as D3 takes it, '.dot' is `to_dot`. '.html' is a page that needs nothing else: a row of
+        kernels for each layer, and for the one that is pointed at or chosen its edges and its tube over the ``inputs``;
+        the tube has 32 x 32 cells at most, that of a clip 8 x 16 x 16, and what is negative in it is 0.
+
+        Args:
+            path: The file.
+            inputs: What the graph is of, one image (1, C, H, W) or clip (1, C, T, H, W); None for tubes on black.
+            mean: See `explain.render.to_frames`.
+            std: See `explain.render.to_frames`.
+            names: Of the classes, by index; 'class 7' if None.
+
+        Raises:
+            ValueError: If the suffix is another one, or ``inputs`` are several or no images or clips.
+            FileNotFoundError: If the folder is missing.
+        """
+        from .render import checked
+
+        path = checked(path, SUFFIXES)
+        if path.suffix == '.html':
+            from .graph_html import page
+
+            text = page(self, inputs, mean=mean, std=std, names=names)
+        else:
+            text = self.to_json() if path.suffix == '.json' else self.to_dot()
+        with written(path) as file:
+            file.write(text.encode())
 
 
 def _name(node: Kernel) -> str:

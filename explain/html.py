@@ -1,14 +1,32 @@
-"""A page that plays clips under their tubes: one file, which needs neither a server nor the network."""
+"""A page that plays clips under their tubes, and what pages share: one file, which needs no server and no network."""
 from __future__ import annotations
 
 import base64
 import io
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+STYLE = '''  .row { display: flex; gap: .75rem; align-items: center; margin: .5rem 0; max-width: 32rem }
+  .row label { width: 5rem } .row input, .row select { flex: 1; min-width: 0 } output { width: 4rem; text-align: right }
+'''
+SCRIPT = '''const data = JSON.parse(document.getElementById('data').textContent);
+const get = id => document.getElementById(id);
+const image = source => { const item = new Image(); item.src = source; return item; };
+const jet = (value, centre) => 255 * Math.min(1, Math.max(0, 1.5 - Math.abs(4 * value - centre)));
+function colour(pen, focus) {  // grey pixels become their colours, or the shadow over what they leave out
+  const pixels = pen.getImageData(0, 0, pen.canvas.width, pen.canvas.height), bytes = pixels.data;
+  for (let i = 0; i < bytes.length; i += 4) {
+    const value = bytes[i] / 255;
+    if (focus) { bytes[i] = bytes[i + 1] = bytes[i + 2] = 0; bytes[i + 3] = 235 * (1 - value); }
+    else { bytes[i] = jet(value, 3); bytes[i + 1] = jet(value, 2); bytes[i + 2] = jet(value, 1); }
+  }
+  pen.putImageData(pixels, 0, 0);
+}
+'''
 PAGE = '''<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -17,9 +35,7 @@ PAGE = '''<!doctype html>
 <style>
   body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 44rem; padding: 0 1rem; color: #222 }
   canvas { display: block; width: 100%; max-width: 32rem; image-rendering: auto; background: #000 }
-  .row { display: flex; gap: .75rem; align-items: center; margin: .5rem 0; max-width: 32rem }
-  .row label { width: 5rem } .row input, .row select { flex: 1; min-width: 0 } output { width: 4rem; text-align: right }
-</style>
+/*STYLE*/</style>
 <canvas id="view"></canvas>
 <div class="row" id="timeline"><label for="time">Frame</label><input id="time" type="range" min="0" value="0">
   <output id="number"></output><button id="play">Play</button></div>
@@ -31,11 +47,8 @@ PAGE = '''<!doctype html>
 <script type="application/json" id="data">/*DATA*/</script>
 <script>
 'use strict';
-const data = JSON.parse(document.getElementById('data').textContent);
-const get = id => document.getElementById(id);
-const view = get('view'), pen = view.getContext('2d');
+/*SCRIPT*/const view = get('view'), pen = view.getContext('2d');
 const heat = new OffscreenCanvas(data.width, data.height), heatPen = heat.getContext('2d', {willReadFrequently: true});
-const image = source => { const item = new Image(); item.src = source; return item; };
 const clips = data.clips.map(frames => frames.map(image));
 const panels = data.panels.map(panel => ({...panel, maps: panel.maps.map(image)}));
 view.width = data.width; view.height = data.height;
@@ -45,20 +58,13 @@ get('timeline').hidden = clips[0].length === 1;
 if (get('timeline').hidden) get('timeline').style.display = 'none';
 get('alpha').value = Math.round(100 * data.alpha);
 
-const jet = (value, centre) => 255 * Math.min(1, Math.max(0, 1.5 - Math.abs(4 * value - centre)));
 function draw() {
   const panel = panels[get('panel').value], time = +get('time').value, alpha = get('alpha').value / 100;
   const focus = get('style').value === 'focus';
   get('number').textContent = `${time + 1} / ${clips[0].length}`;
   get('percent').textContent = `${get('alpha').value} %`;
   heatPen.drawImage(panel.maps[time], 0, 0);
-  const pixels = heatPen.getImageData(0, 0, data.width, data.height), bytes = pixels.data;
-  for (let i = 0; i < bytes.length; i += 4) {
-    const value = bytes[i] / 255;
-    if (focus) { bytes[i] = bytes[i + 1] = bytes[i + 2] = 0; bytes[i + 3] = 235 * (1 - value); }
-    else { bytes[i] = jet(value, 3); bytes[i + 1] = jet(value, 2); bytes[i + 2] = jet(value, 1); }
-  }
-  heatPen.putImageData(pixels, 0, 0);
+  colour(heatPen, focus);
   pen.globalAlpha = 1;
   pen.drawImage(clips[panel.clip][time], 0, 0);
   pen.globalAlpha = focus ? 1 : alpha;
@@ -85,17 +91,24 @@ Promise.all([...clips, ...panels.map(panel => panel.maps)].flat().map(item => it
 def page(tubes: Sequence[tuple[str, int, np.ndarray, dict[str, np.ndarray]]], *, fps: float = 8,
          alpha: float = 0.5) -> str:
     """The page of what `explain.render` makes of explanations: (label, number of the clip, frames, layer -> tube)."""
-    clips = {number: [_uri(frame, 'JPEG') for frame in frames] for _, number, frames, _ in tubes}
+    clips = {number: [uri(frame, 'JPEG') for frame in frames] for _, number, frames, _ in tubes}
     shown = [{'label': ' '.join(part for part in (label, layer, f'input {number}' if len(clips) > 1 else '') if part)
-              or 'map', 'clip': number, 'maps': [_uri((map_ * 255).round().astype(np.uint8), 'PNG') for map_ in tube]}
+              or 'map', 'clip': number, 'maps': [uri((map_ * 255).round().astype(np.uint8), 'PNG') for map_ in tube]}
              for label, number, _, layers in tubes for layer, tube in layers.items()]
     height, width = tubes[0][2].shape[1:3]
     data = {'width': width, 'height': height, 'fps': fps, 'alpha': alpha, 'panels': shown,
             'clips': [clips[number] for number in sorted(clips)]}
-    return PAGE.replace('/*DATA*/', json.dumps(data).replace('<', '\\u003c'))  # which would end the script
+    return filled(PAGE, data)
 
 
-def _uri(pixels: np.ndarray, kind: str) -> str:
+def filled(template: str, data: Any) -> str:
+    """A page with the shared style and script, and with ``data`` for it."""
+    page = template.replace('/*STYLE*/', STYLE).replace('/*SCRIPT*/', SCRIPT)
+    return page.replace('/*DATA*/', json.dumps(data).replace('<', '\\u003c'))  # which would end the script
+
+
+def uri(pixels: np.ndarray, kind: str) -> str:
+    """An image, uint8 (H, W) or (H, W, 3), as the address of itself."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return f'data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}'

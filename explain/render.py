@@ -158,7 +158,7 @@ def panels(explanations: Explanation | Sequence[Explanation], inputs: Tensor, *,
     return _side_by_side(rows, axis=1)
 
 
-def _enlarged(inputs: Tensor) -> Tensor:
+def enlarged(inputs: Tensor) -> Tensor:
     """Images or clips whose shorter side is `SIDE` at least."""
     *rest, height, width = inputs.shape[2:]
     factor = -(-SIDE // min(height, width))
@@ -170,7 +170,7 @@ def _tubes(explanations: Explanation | Sequence[Explanation], inputs: Tensor, la
            ) -> Iterator[tuple[str, int, Frames, dict[str, np.ndarray]]]:
     """Of each explanation and input: label, number, frames, and layer -> tube (T, H, W) in 0..1."""
     explanations = [explanations] if isinstance(explanations, Explanation) else list(explanations)
-    inputs = _enlarged(inputs)
+    inputs = enlarged(inputs)
     size = tuple(inputs.shape[2:])
     clips = to_frames(inputs, mean, std)
     for explanation in explanations:
@@ -262,7 +262,7 @@ def save_gallery(rows: Sequence[Tensor], path: str | Path, captions: Sequence[st
     path = checked(path, MOVING)
     lines: list[Frames] = []
     for row in rows:
-        clips = to_frames(_enlarged(row), mean, std)
+        clips = to_frames(enlarged(row), mean, std)
         clips = clips[:, [clips.shape[1] // 2]] if path.suffix == '.png' else clips
         texts = [''] * len(clips) if lines or not captions else captions
         lines.append(_side_by_side([captioned(clip, text) for clip, text in zip(clips, texts)]))

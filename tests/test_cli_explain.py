@@ -87,6 +87,49 @@ def test_class_tubes_are_fitted_to_a_folder_or_read_from_class_regularization(co
     assert json.loads(str(numbers(out)['meta']))['weights'] == {'layer4': 'blocks'}
 
 
+@pytest.mark.parametrize('options', [[], ['--layer', 'layer3'], ['--layer', 'layer3.*', '--layer', 'layer4']])
+def test_a_pyramid_is_one_fused_map_whatever_layers_its_tubes_are_of(command, photograph, tmp_path, options):
+    command('explain', photograph, '--method', 'pyramid', *options, '-o', tmp_path / 'pyramid.png')
+    with Image.open(tmp_path / 'pyramid.png') as image:
+        assert image.width == 256 + 4 + 256
+    command('explain', photograph, '--method', 'pyramid', *options, '-o', tmp_path / 'pyramid.npz')
+    found = numbers(tmp_path / 'pyramid.npz')
+    tubes = {name for name in found if name.startswith('maps/') and ':' not in name}
+    assert len(tubes) == {0: 1, 2: 1, 4: 3}[len(options)] and any(found[name].shape[-1] == 16 for name in found
+                                                                 if name.endswith(':input'))
+    assert json.loads(str(found['meta']))['method'] == 'pyramid'
+
+
+def test_the_maps_of_two_streams_are_one(command, video, tmp_path):
+    weights = tmp_path / 'own.safetensors'
+    write_safetensors(video_plugins.create_model('mtnet_xs_g8', num_classes=3).state_dict(), weights)
+    command('explain', video, '--model', 'mtnet_xs_g8', '--checkpoint', weights, '--style', 'focus', '-o',
+            tmp_path / 'tube.png')
+    with Image.open(tmp_path / 'tube.png') as image:
+        assert image.width == 2 * (image.height - 18) + 4
+
+
+@pytest.mark.parametrize('name', ['graph.json', 'graph.dot', 'graph.html'])
+def test_a_pyramid_is_a_graph_where_the_name_says_so_or_the_option(command, photograph, tmp_path, name):
+    out = tmp_path / name
+    lines = command('explain', photograph, '--method', 'pyramid', *['--graph'] * (name == 'graph.html'), '--target',
+                    'espresso', '--depth', 1, '--topk', 2, '-o', out)
+    said = re.fullmatch(r'.*noise.png: espresso.* \((\d+) kernels of (\d+) layers\)', lines[0])
+    assert lines[1] == str(out)
+    if name == 'graph.json':
+        nodes = json.loads(out.read_text())['nodes']
+        assert nodes[0]['layer'] == 'fc' and len(nodes) == int(said[1]) == 1 + 2 * (int(said[2]) - 1)
+    elif name == 'graph.html':
+        assert 'espresso' in out.read_text() and 'data:image/jpeg' in out.read_text()
+    else:
+        assert out.read_text().startswith('digraph {')
+
+
+def test_a_graph_is_of_one_file(failure, photograph, tmp_path):
+    said = failure('explain', photograph, photograph, '--method', 'pyramid', '-o', tmp_path / 'graph.json')
+    assert 'a graph is of one sample and class, FILE must be one, got 2' in said and not list(tmp_path.iterdir())
+
+
 def test_the_eye_sees_a_folder(command, photograph, tmp_path):
     (tmp_path / 'images').mkdir()
     for index in range(5):
@@ -105,6 +148,13 @@ def test_the_eye_sees_a_folder(command, photograph, tmp_path):
     (['--alpha', '3'], 'alpha must be in 0..1, got 3.0'),
     (['-o', 'x.bmp'], "path must end with .png, .gif, .mp4, .npz, .html, got 'x.bmp'"),
     (['-o', 'none/x.png'], "path must be in a folder that exists, got 'none/x.png'"),
+    (['-o', 'x.json'], "path must end with .png, .gif, .mp4, .npz, .html, got 'x.json'"),
+    (['--method', 'pyramid', '-o', 'x.bmp'], "must end with .png, .gif, .mp4, .npz, .html, .json, .dot, got 'x.bmp'"),
+    (['--method', 'pyramid', '--graph', '-o', 'x.png'], "path must end with .html, .json, .dot, got 'x.png'"),
+    (['--graph', '-o', 'x.html'], "--graph needs --method 'pyramid', got 'tubes'"),
+    (['--method', 'pyramid', '-o', 'x.json', '--target', '1', '--target', '2'],
+     'a graph is of one sample and class, --target must be one, got 2'),
+    (['--method', 'pyramid', '-o', 'x.json', '--depth', '0'], 'depth must be None or at least 1, got 0'),
     (['--method', 'eye', '-o', 'x.html'], "path must end with .png, .gif, .mp4, got 'x.html'"),
     (['--method', 'eye', '--facets', '9'], 'images must be at least as many as the 9 facets, got 1')])
 def test_what_cannot_be_explained(failure, photograph, tmp_path, monkeypatch, arguments, message):

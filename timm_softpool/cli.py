@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     explain = commands.add_parser('explain', help='show what a model sees', description=explain_files.__doc__)
     explain.add_argument('files', nargs='+', type=Path, metavar='FILE', help="images or videos; for 'eye' also folders")
     explain.add_argument('-o', '--output', required=True, type=Path, metavar='OUT',
-                         help='a .png, .gif or .mp4 picture, an .html page, or the numbers as .npz')
+                         help="a .png, .gif or .mp4 picture, an .html page, or the numbers as .npz; of 'pyramid' also "
+                         'the graph of a class as .json or .dot')
     explain.add_argument('--model', default=DEFAULT_MODEL, help='as for predict (%(default)s)')
     explain.add_argument('--checkpoint', type=Path, help='as for predict')
     explain.add_argument('--method', default='tubes', choices=EXPLAINERS, help='; '.join(
@@ -64,12 +65,16 @@ def main(argv: list[str] | None = None) -> int:
     explain.add_argument('--target', action='append', metavar='NAME|INDEX',
                          help='a class, several times for several; for each file its most probable one by default')
     explain.add_argument('--layer', action='append', metavar='NAME',
-                         help='a layer, or a pattern of names, several times for several (the last one with maps)')
+                         help='a layer, or a pattern of names, several times for several (the last one with maps); '
+                         "of 'pyramid' that of the coarsest map")
     explain.add_argument('--style', choices=('overlay', 'focus', 'strip', 'stack'), help='of the picture (overlay; '
                          'strip for the PNG of a clip)')
     explain.add_argument('--alpha', type=float, default=0.5, help='of the colours, 0..1 (%(default)s)')
     explain.add_argument('--fit', action='append', type=Path, metavar='FOLDER',
                          help="of 'class': some hundred images or videos such as those to be explained")
+    explain.add_argument('--graph', action='store_true', help="of 'pyramid': an .html page of the graph of a class")
+    explain.add_argument('--depth', type=int, help='of a graph, in layers (all of them)')
+    explain.add_argument('--topk', type=int, default=5, help='of a graph, channels of each kernel (%(default)s)')
     explain.add_argument('--facets', type=int, default=4, help="of 'eye' (%(default)s)")
     explain.add_argument('--steps', type=int, default=256, help="of 'eye' (%(default)s)")
     explain.add_argument('--seed', type=int, default=0, help="of 'eye' (%(default)s)")
@@ -156,9 +161,14 @@ def classify(arguments: argparse.Namespace) -> None:
 
 def explain_files(arguments: argparse.Namespace) -> None:
     """Show where in images or videos a model sees a class, or what one of its layers looks for in many of them."""
-    from explain.render import MOVING, checked
+    from explain.class_graph import SUFFIXES
+    from explain.render import MOVING, WRITERS, checked
 
-    checked(arguments.output, MOVING if arguments.method == 'eye' else ())  # before the work begins
+    if arguments.graph and arguments.method != 'pyramid':
+        raise UserError(f"--graph needs --method 'pyramid', got {arguments.method!r}")
+    arguments.graph |= arguments.method == 'pyramid' and arguments.output.suffix in ('.json', '.dot')
+    checked(arguments.output, SUFFIXES if arguments.graph else {  # before the work begins
+        'eye': MOVING, 'pyramid': [*WRITERS, '.json', '.dot']}.get(arguments.method, ()))
     model = _create(arguments.model, pretrained=True, checkpoint=arguments.checkpoint).eval()
     EXPLAINERS[arguments.method](arguments, model)
     print(arguments.output)
@@ -184,6 +194,25 @@ def _class(arguments: argparse.Namespace, model: Any) -> None:
     _show(arguments, model, explainer)
 
 
+def _pyramid(arguments: argparse.Namespace, model: Any) -> None:
+    """Class Feature Pyramids, one fine map of layers of all resolutions, or a graph of the kernels of a class"""
+    from explain import ClassFeaturePyramid
+
+    explainer = ClassFeaturePyramid(model, arguments.layer or 'auto', depth=arguments.depth,
+                                    select=('topk', arguments.topk))
+    if not arguments.graph:
+        _show(arguments, model, explainer)
+        return
+    for option, given in (('FILE', arguments.files), ('--target', arguments.target or [])):
+        if len(given) > 1:
+            raise UserError(f'a graph is of one sample and class, {option} must be one, got {len(given)}')
+    names = class_names(model)
+    inputs, = _inputs(arguments.files[0], model, clips=1)
+    graph = explainer.graph(inputs, _class_index(arguments.target[0], names) if arguments.target else None)
+    graph.save(arguments.output, inputs, names=names, **_pixels(model))
+    print(f'{arguments.files[0]}: {names[graph.target]} ({len(graph.nodes)} kernels of {len(graph.layers)} layers)')
+
+
 def _show(arguments: argparse.Namespace, model: Any, explainer: Any) -> None:
     from explain.render import save
 
@@ -192,7 +221,7 @@ def _show(arguments: argparse.Namespace, model: Any, explainer: Any) -> None:
     inputs = torch.cat([x for path in arguments.files for x in _inputs(path, model, clips=1)])
     explanations = [explainer.explain(inputs, target) for target in targets]
     save(explanations, arguments.output, inputs, names=names, style=arguments.style, alpha=arguments.alpha,
-         layers='all' if len(explanations[0].maps) > 1 else (), **_pixels(model))
+         layers='all' if arguments.layer and arguments.method != 'pyramid' else (), **_pixels(model))
     for explanation in explanations:
         probabilities = explanation.logits.softmax(-1)
         for path, index, row in zip(arguments.files, explanation.target.tolist(), probabilities.tolist()):
@@ -213,7 +242,7 @@ def _eye(arguments: argparse.Namespace, model: Any) -> None:
                  [f'facet {facet}: {count} of {len(files)}' for facet, count in enumerate(counts)], **_pixels(model))
 
 
-EXPLAINERS = {'tubes': _tubes, 'class': _class, 'eye': _eye}
+EXPLAINERS = {'tubes': _tubes, 'class': _class, 'pyramid': _pyramid, 'eye': _eye}
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
