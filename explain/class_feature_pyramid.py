@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Explainer, select
+from .base import select
 from .capture import Capture, Tap, arguments_of, capture, named_layers, precise, tensors_of
-from .channels import FlowLayer, Kernel
+from .channels import FlowLayer
 from .class_graph import ClassGraph
 from .flow import FlowGraph, flow_graph
 from .layers import Layer, LayerInfo, find_layers, input_size

@@ -1,4 +1,4 @@
-"""What Class Feature Pyramids find: kernels that a class depends on, layer by layer, as a graph that can be handed on."""
+"""What Class Feature Pyramids find: the kernels that a class depends on, layer by layer, as a graph to hand on."""
 from __future__ import annotations
 
 import json
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .channels import Kernel
+from .flow import Kernel
 
 
 @dataclass
