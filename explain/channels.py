@@ -17,23 +17,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from timm_softpool._private import TorchDispatchMode
 
 from .capture import map_tensors, named_layers, tensors_of
-from .kernel_sets import KernelSets, compact
+from .kernel_sets import CONSTANT, INPUT, KernelSets, compact
 
 # Names of PyTorch's operators, without the underscore of those that work in place.
 CONVOLUTIONS = {'convolution', '_convolution', 'convolution_overrideable'}
 PRODUCTS = {'mm': 0, 'bmm': 0, 'mv': 0, 'addmm': 1, 'baddbmm': 1, 'addmv': 1}  # where their factors begin
 RECURRENCES = {'lstm', 'gru', 'rnn_tanh', 'rnn_relu', 'mkldnn_rnn_layer', '_cudnn_rnn', 'miopen_rnn'}
+SAMPLERS = {'grid_sampler_2d', 'grid_sampler_3d', 'cudnn_grid_sampler', 'roi_align', 'roi_pool'}
 VIEWS = {'view', '_unsafe_view', 'reshape', '_reshape_alias'}
 MOVES = {'permute', 'transpose', 't', 'movedim', 'expand', 'squeeze', 'unsqueeze', 'slice', 'select', 'narrow',
          'diagonal', 'split', 'split_with_sizes', 'unsafe_split', 'unsafe_split_with_sizes', 'unbind', 'chunk', 'cat',
          'stack', 'index_select', 'gather', 'index', 'flip', 'roll', 'rot90', 'unfold', 'repeat', 'tile', 'im2col',
          'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'native_channel_shuffle', 'slice_scatter',
          'select_scatter', 'index_put', 'index_copy', 'scatter'}
-FACTORIES = {'empty', 'empty_like', 'new_empty', 'zeros', 'zeros_like', 'new_zeros', 'ones', 'ones_like', 'new_ones',
-             'full', 'full_like', 'new_full', 'empty_strided', 'new_empty_strided', 'rand_like', 'randn_like',
-             'fill', 'zero'}
-
-NOTHING = torch.zeros((), dtype=torch.float64)
 
 
 class FlowLayer(NamedTuple):
@@ -82,9 +78,9 @@ class ChannelFlow(TorchDispatchMode):
                     self._parameters[parameter] = _owner(module, path, name)
 
     def begin(self, arguments: Any) -> None:
-        """Follow these tensors, the inputs of the network, as nothing that a kernel made."""
+        """Follow these tensors, the inputs of the network, which no kernel made."""
         for tensor in tensors_of(arguments):
-            self._ids[tensor] = NOTHING.expand(tensor.shape)
+            self._ids[tensor] = _ids(INPUT)
 
     def ids(self, tensor: Tensor, axis: int) -> list[int]:
         """Of each position on ``axis``, united over all others."""
@@ -100,23 +96,21 @@ class ChannelFlow(TorchDispatchMode):
     def _follow(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         name = func._schema.name.partition('::')[2].rstrip('_')
         given = tensors_of((args, kwargs))
-        followed = [tensor for tensor in given if tensor in self._ids]
-        if not followed and name not in FACTORIES:
-            if parameters := [tensor for tensor in given if tensor in self._parameters]:
-                # Of a weight and its scale the weight; of a product its first factor, whose rows the kernels are.
-                weight = max(parameters, key=lambda tensor: tensor.numel() == outputs[0].numel())
-                self._parameters.update(dict.fromkeys(outputs, self._parameters[weight]))
-            return
-        made = self._rule(name, func, args, kwargs, followed, outputs)
+        followed = [tensor for tensor in given if self._is_followed(tensor)]
+        made = self._rule(name, func, args, kwargs, followed, outputs) if followed else _ids(CONSTANT)
         for tensor, ids in zip(outputs, [made] * len(outputs) if isinstance(made, Tensor) else made):
-            if ids is self._ids.get(tensor):
-                continue
             if not _broadcasts(ids.shape, tensor.shape):  # such as statistics, beside what they are of
                 ids = self.sets.united(ids, range(ids.ndim)).flatten()[0]
-            ids = compact(ids).expand(tensor.shape)
+            ids = compact(ids)
             if args and tensor is args[0]:
                 self._write(tensor, ids)
             self._ids[tensor] = ids
+        parameters = [tensor for tensor in given if tensor in self._parameters]
+        if parameters and not followed:
+            # Of a weight and its scale the weight; of a product its first factor, whose rows the kernels are.
+            weight = max(parameters, key=lambda tensor: tensor.numel() == outputs[0].numel())
+            for tensor in outputs:
+                self._parameters.update(dict.fromkeys(self._sharing(tensor), self._parameters[weight]))
         if name.endswith('softmax') or (followed and all(tensor in self._attention for tensor in followed)
                                         and name not in PRODUCTS and name not in CONVOLUTIONS):
             self._attention.update(dict.fromkeys(outputs, True))
@@ -124,8 +118,8 @@ class ChannelFlow(TorchDispatchMode):
     def _rule(self, name: str, func: Any, args: Any, kwargs: Any, followed: list[Tensor],
               outputs: list[Tensor]) -> Tensor | list[Tensor]:
         """The ids of each of ``outputs``, or such as broadcast to them."""
-        if name in FACTORIES:
-            return NOTHING
+        if name.startswith('new_') or name.endswith('_like') or name == 'zero':
+            return _ids(CONSTANT)
         if name in CONVOLUTIONS:
             return self._convolution(args[0], args[1], args[8], outputs[0])
         if name in PRODUCTS:
@@ -135,6 +129,9 @@ class ChannelFlow(TorchDispatchMode):
             return self._recurrence(args, followed, outputs)
         if 'scaled_dot_product' in name:
             return self._attend(*args[:3])
+        if name in SAMPLERS:  # of maps, at places that the network may compute
+            maps = self.sets.united(self._of(args[0]), [0, *range(2, args[0].ndim)])
+            return self.sets.gated(maps, self._everything([args[1]]))
         if name in VIEWS:
             return self._of(args[0]).reshape(outputs[0].shape)
         if name in MOVES:
@@ -143,9 +140,9 @@ class ChannelFlow(TorchDispatchMode):
                 moved = (moved[0].clone(), *moved[1:])
             return tensors_of(func(*moved, **map_tensors(self._moved, kwargs)))
         if name == 'as_strided':
-            return self._through(args[0], self._of(args[0]), outputs[0], NOTHING)
-        if name == 'copy':
-            return self._of(args[1])
+            return self._through(args[0], self._of(args[0]), outputs[0], _ids(CONSTANT))
+        if name in ('copy', 'fill'):
+            return self._of(args[1]) if isinstance(args[1], Tensor) else _ids(CONSTANT)
         if name == 'constant_pad_nd':  # along an axis on which ids are constant, the border is more of the same
             ids = compact(self._of(args[0]))
             return func(ids, [size if ids.shape[-1 - side // 2] > 1 else 0 for side, size in enumerate(args[1])])
@@ -165,13 +162,13 @@ class ChannelFlow(TorchDispatchMode):
         name = module if module and parameter == 'weight' else f'{module}.{parameter}'.lstrip('.')
         self.layers.append((FlowLayer(name, module, kernels, len(channels), groups), channels))
         ids = self.sets.layer(kernels)
-        return self.sets.gated(ids, self._everything([weight])) if weight in self._ids else ids
+        return self.sets.gated(ids, self._everything([weight])) if self._is_followed(weight) else ids
 
     def _convolution(self, input: Tensor, weight: Tensor, groups: int, output: Tensor) -> Tensor:
         channels, kernels, positions = self.ids(input, 1), output.shape[1], [1] * (output.ndim - 2)
-        if weight in self._parameters or weight in self._ids:
+        if weight in self._parameters or self._is_followed(weight):
             return self._layer(weight, channels, kernels, groups).reshape(-1, *positions)
-        ids = torch.tensor(channels, dtype=torch.float64).reshape(groups, -1)  # a fixed filter, as of blur pools
+        ids = _ids(channels).reshape(groups, -1)  # a fixed filter, as of blur pools
         return self.sets.united(ids, [1]).expand(-1, kernels // groups).reshape(-1, *positions)
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
@@ -241,10 +238,15 @@ class ChannelFlow(TorchDispatchMode):
 
     def _write(self, tensor: Tensor, ids: Tensor) -> None:
         """Hand the ids of what was written on to all that shares its memory."""
+        if not torch.equal(ids, self._ids.get(tensor, _ids(CONSTANT))):
+            for other in self._sharing(tensor):
+                self._ids[other] = compact(self._through(tensor, ids.expand(tensor.shape), other, self._of(other)))
+
+    def _sharing(self, tensor: Tensor) -> list[Tensor]:
+        """All there is in the memory of ``tensor``."""
         memory = tensor.untyped_storage().data_ptr()
-        for other in [*self._ids.keys()]:
-            if other is not tensor and other.untyped_storage().data_ptr() == memory and other.dtype == tensor.dtype:
-                self._ids[other] = compact(self._through(tensor, ids, other, self._ids[other])).expand(other.shape)
+        return [other for other in self._ids.keys()
+                if other.untyped_storage().data_ptr() == memory and other.dtype == tensor.dtype]
 
     @staticmethod
     def _through(source: Tensor, ids: Tensor, target: Tensor, rest: Tensor) -> Tensor:
@@ -257,10 +259,14 @@ class ChannelFlow(TorchDispatchMode):
 
     # Ids.
 
+    def _is_followed(self, tensor: Tensor) -> bool:
+        """Whether anything of it comes from the network's inputs."""
+        ids = self._ids.get(tensor)
+        return ids is not None and bool(ids.any())
+
     def _of(self, tensor: Tensor) -> Tensor:
-        """The ids of ``tensor``, of its shape; zeros for one that is not followed."""
-        found = self._ids.get(tensor)
-        return NOTHING.expand(tensor.shape) if found is None else found
+        """The ids of ``tensor``, of its shape."""
+        return self._ids.get(tensor, _ids(CONSTANT)).expand(tensor.shape)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """Ids for a tensor; indices are themselves."""
@@ -269,7 +275,7 @@ class ChannelFlow(TorchDispatchMode):
     def _everything(self, tensors: Iterable[Tensor]) -> Tensor:
         """The id () of all that these are made of."""
         found = [id for tensor in tensors for id in compact(self._of(tensor)).unique().long().tolist()]
-        return torch.tensor(self.sets.join(found), dtype=torch.float64)
+        return _ids(self.sets.join(found))
 
 
 def _owner(module: nn.Module, path: str, name: str) -> tuple[str, str]:
@@ -279,6 +285,10 @@ def _owner(module: nn.Module, path: str, name: str) -> tuple[str, str]:
         return outer.strip('.'), parametrized.partition('.')[0]
     whole = re.sub('_(orig|v|g)$', '', name)  # so torch.nn.utils.prune, spectral_norm and weight_norm name them
     return path, whole if isinstance(getattr(module, whole, None), Tensor) else name
+
+
+def _ids(ids: int | list[int]) -> Tensor:
+    return torch.tensor(ids, dtype=torch.float64)
 
 
 def _has_ids(tensor: Tensor) -> bool:

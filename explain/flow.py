@@ -74,11 +74,11 @@ class FlowGraph:
 def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
     """The `FlowGraph` of a forward pass of ``model``.
 
-    The ``inputs`` are images (B, C, H, W), clips (B, C, T, H, W) or lists of such. One pass of the first sample, without
-    gradient; kept for the model, as long as it has the same modules, and for inputs of these shapes. Layers without a
-    module count, too (`torch.nn.functional`). Where an operator is not known, its outputs count as made of all its
-    inputs. LayerNorm, GroupNorm and softmax, through which each channel changes all others a little, are passed as if
-    they did not.
+    The ``inputs`` are images (B, C, H, W), clips (B, C, T, H, W) or lists of such. One pass of the first sample, in
+    evaluation mode and without gradient; kept for the model, as long as it has the same modules, and for inputs of
+    these shapes. Layers without a module count, too (`torch.nn.functional`), but not those of what no input reaches.
+    Where an operator is not known, its outputs count as made of all its inputs. LayerNorm, GroupNorm and softmax,
+    through which each channel changes all others a little, are passed as if they did not.
     """
     arguments = arguments_of(model, inputs)
     network = unwrap(model)

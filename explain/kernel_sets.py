@@ -24,16 +24,19 @@ class KernelSet(NamedTuple):
     modulators: frozenset[NumberedKernel] = frozenset()
 
 
+CONSTANT, INPUT = 0, 1  # ids of what no kernel made
+
+
 class KernelSets:
-    """What ids stand for; 0 is the id of nothing."""
+    """What ids stand for."""
 
     def __init__(self) -> None:
-        self._size = 1
+        self._size = 2
         self._starts: list[int] = []  # of each layer, the id of its first kernel; the others' follow
         self._counts: list[int] = []
         self._joins: dict[int, tuple[Ids, Ids]] = {}  # of what, and gated by what
         self._known: dict[tuple[Ids, Ids], int] = {}
-        self._sets: dict[int, KernelSet] = {0: KernelSet()}
+        self._sets: dict[int, KernelSet] = {CONSTANT: KernelSet(), INPUT: KernelSet()}
 
     def layer(self, kernels: int) -> Tensor:
         """Ids (kernels,) for the kernels of a further layer; layers are numbered from 0."""
@@ -63,9 +66,9 @@ class KernelSets:
 
     def join(self, ids: Iterable[int], gates: Iterable[int] = ()) -> int:
         """The id of all that ``ids`` stand for, with all that ``gates`` stand for as modulators."""
-        key = tuple(sorted({*ids} - {0})), tuple(sorted({*gates} - {0}))
+        key = tuple(sorted({*ids} - {CONSTANT})), tuple(sorted({*gates} - {CONSTANT}))
         if len(key[0]) < 2 and not key[1]:
-            return key[0][0] if key[0] else 0
+            return key[0][0] if key[0] else CONSTANT
         if key not in self._known:
             self._known[key], self._joins[self._size] = self._size, key
             self._size += 1

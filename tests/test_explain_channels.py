@@ -3,6 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
+from torchvision.ops import roi_align
 
 from explain import flow_graph
 from timm_softpool import SoftPool2d
@@ -57,7 +59,7 @@ ALL = [[0, 1, 2, 3]]
     'channels last': (lambda net, x: x.movedim(1, -1)[..., [2, 0]].movedim(-1, 1), [[2], [0]]),
     'frames of two channels': (lambda net, x: x.view(1, 2, 2, 4, 4).mean(1), [[0, 2], [1, 3]]),
     'padded': (lambda net, x: F.pad(x, (1, 1, 1, 1, 1, 2), value=2.), [[], *ONE_TO_ONE, [], []]),
-    'padded by reflection': (lambda net, x: F.pad(x, (1, 1), mode='reflect'), ONE_TO_ONE),
+    'padded by reflection': (lambda net, x: F.pad(x, (1, 1, 1, 1), mode='reflect'), ONE_TO_ONE),
     'with no memory order': (lambda net, x: x.contiguous(memory_format=torch.channels_last).reshape(1, 4, 16),
                              ONE_TO_ONE),
     'strided': (lambda net, x: x.contiguous().as_strided((1, 2, 16), (64, 32, 1), 16), [[1], [3]]),
@@ -113,11 +115,13 @@ def test_what_is_written_into_a_part_is_seen_through_every_view_of_it(function, 
     'cumulative sum': (lambda net, x: x.cumsum(1), ALL * 4),
     'sorted over positions': (lambda net, x: x.flatten(2).sort(2)[0], ONE_TO_ONE),
     'Fourier transform': (lambda net, x: torch.fft.rfft2(x).abs(), ONE_TO_ONE),
+    'sampled': (lambda net, x: F.grid_sample(x, torch.zeros(1, 2, 2, 2), align_corners=False), ONE_TO_ONE),
+    'regions': (lambda net, x: roi_align(x, [torch.tensor([[0., 0., 2., 2.]])], 2), ONE_TO_ONE),
     'gated linear unit': (lambda net, x: F.glu(x, 1), [[0, 2], [1, 3]]),
     'fixed filter of groups': (lambda net, x: F.conv2d(x, torch.ones(2, 2, 1, 1), groups=2), [[0, 1], [2, 3]]),
     'fixed matrix': (lambda net, x: x.flatten(2) @ torch.ones(16, 3), ONE_TO_ONE),
 }.values())
-def test_sums_of_every_kind_unite(function, outputs):
+def test_sums_and_averages_of_every_kind_unite(function, outputs):
     found = graph(function)
     assert made(found) == outputs and not found.opaque and list(found.layers) == ['first']
 
@@ -144,8 +148,8 @@ def test_the_kernels_of_a_transposed_convolution_read_their_group():
 
 
 def test_convolutions_of_one_axis_and_of_three_are_layers():
-    found = graph(lambda net, x: net.last(net.middle(x).flatten(2)), first=nn.Conv3d(3, 4, 1), middle=nn.Conv3d(4, 5, 1),
-                  last=nn.Conv1d(5, 6, 3), input=torch.randn(1, 3, 2, 4, 4))
+    found = graph(lambda net, x: net.last(net.middle(x).flatten(2)), first=nn.Conv3d(3, 4, 1),
+                  middle=nn.Conv3d(4, 5, 1), last=nn.Conv1d(5, 6, 3), input=torch.randn(1, 3, 2, 4, 4))
     assert list(found.layers) == ['first', 'middle', 'last'] and found.producers('last', 2) == [('middle', 2)]
 
 
@@ -179,16 +183,27 @@ def standardised(net, x):
     return F.conv2d(x, weight, groups=net.last.groups)
 
 
+def masked(net, x):
+    return F.conv2d(x, net.last.weight * torch.ones_like(net.last.weight).tril(), groups=net.last.groups)
+
+
+def larger(net, x):
+    weight = torch.zeros(4, 4 // net.last.groups, 3, 3)
+    weight[..., 1:, 1:] = net.last.weight
+    return F.conv2d(x, weight, groups=net.last.groups)
+
+
 @pytest.mark.parametrize('groups', [1, 4])
-def test_standardised_weights_are_those_of_their_layer(groups):
-    found = graph(standardised, last=nn.Conv2d(4, 4, 2, groups=groups), gain=nn.Parameter(torch.ones(4, 1, 1, 1)))
+@pytest.mark.parametrize('function', [standardised, masked, larger])
+def test_standardised_masked_and_enlarged_weights_are_those_of_their_layer(function, groups):
+    found = graph(function, last=nn.Conv2d(4, 4, 2, groups=groups), gain=nn.Parameter(torch.ones(4, 1, 1, 1)))
     assert found.layers['last'] == ('last', 'last', 4, 4, groups)
 
 
 @pytest.mark.filterwarnings('ignore:.*weight_norm.*:FutureWarning')
 @pytest.mark.parametrize('change', [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm,
                                     nn.utils.weight_norm, nn.utils.spectral_norm,
-                                    lambda layer: nn.utils.prune.random_unstructured(layer, 'weight', 0.2)])
+                                    lambda layer: prune.random_unstructured(layer, 'weight', 0.2)])
 def test_normalised_and_pruned_weights_change_no_names(change):
     found = graph(lambda net, x: net.last(x), last=change(conv(4, 2)))
     assert list(found.layers) == ['first', 'last']
@@ -204,7 +219,7 @@ def test_a_recurrence_is_a_layer_with_the_name_of_its_parameter():
     assert found.producers('last.weight_ih_l0', 2) == [('first', 2)]
     assert made(found, 'last.weight_ih_l0') == [[0], [1], [2], [3], [4]]
     found = graph(recur, last=nn.GRU(4, 5), input=torch.randn(1, 3, 1, 2))  # of matrix products
-    assert list(found.layers) == ['first', 'last.weight_ih_l0', 'last.weight_hh_l0@0', 'last.weight_hh_l0@1']
+    assert list(found.layers) == ['first', 'last.weight_ih_l0', 'last.weight_hh_l0']  # but for the state at the start
     assert ('last.weight_ih_l0', 2) in found.outputs[2] and not found.opaque
 
 
