@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from timm_softpool._private import TorchDispatchMode
 
 from .capture import map_tensors, named_layers, tensors_of
-from .kernel_sets import CONSTANT, INPUT, KernelSets, compact
+from .kernel_sets import CONSTANT, INPUT, KernelSets, cells, compact
 
 # Names of PyTorch's operators, without the underscore of those that work in place.
 CONVOLUTIONS = {'convolution', '_convolution', 'convolution_overrideable'}
@@ -129,6 +129,9 @@ class ChannelFlow(TorchDispatchMode):
             return self._recurrence(args, followed, outputs)
         if 'scaled_dot_product' in name:
             return self._attend(*args[:3])
+        if name == 'col2im':
+            patches = self._of(args[0]).unflatten(-2, (outputs[0].shape[-3], -1))
+            return self.sets.united(patches, [-2, -1])
         if name in SAMPLERS:  # of maps, at places that the network may compute
             maps = self.sets.united(self._of(args[0]), [0, *range(2, args[0].ndim)])
             return self.sets.gated(maps, self._everything([args[1]]))
@@ -144,7 +147,7 @@ class ChannelFlow(TorchDispatchMode):
         if name in ('copy', 'fill'):
             return self._of(args[1]) if isinstance(args[1], Tensor) else _ids(CONSTANT)
         if name == 'constant_pad_nd':  # along an axis on which ids are constant, the border is more of the same
-            ids = compact(self._of(args[0]))
+            ids = cells(self._of(args[0]))
             return func(ids, [size if ids.shape[-1 - side // 2] > 1 else 0 for side, size in enumerate(args[1])])
         if name == 'glu':
             return self.sets.sums(self._of(args[0]).chunk(2, args[1] if len(args) > 1 else -1))
@@ -239,7 +242,7 @@ class ChannelFlow(TorchDispatchMode):
     def _write(self, tensor: Tensor, ids: Tensor) -> None:
         """Hand the ids of what was written on to all that shares its memory."""
         if not torch.equal(ids, self._ids.get(tensor, _ids(CONSTANT))):
-            for other in self._sharing(tensor):
+            for other in {*self._sharing(tensor)} - {tensor}:
                 self._ids[other] = compact(self._through(tensor, ids.expand(tensor.shape), other, self._of(other)))
 
     def _sharing(self, tensor: Tensor) -> list[Tensor]:
@@ -251,10 +254,10 @@ class ChannelFlow(TorchDispatchMode):
     @staticmethod
     def _through(source: Tensor, ids: Tensor, target: Tensor, rest: Tensor) -> Tensor:
         """The ids of ``target``, which shares memory with ``source``; ``rest`` where it reaches further."""
-        cells = torch.full([source.untyped_storage().nbytes() // source.element_size()], -1)
-        at = cells.as_strided(source.shape, source.stride(), source.storage_offset())
+        places = torch.full([source.untyped_storage().nbytes() // source.element_size()], -1)
+        at = places.as_strided(source.shape, source.stride(), source.storage_offset())
         at.copy_(torch.arange(source.numel()).reshape(source.shape))
-        at = cells.as_strided(target.shape, target.stride(), target.storage_offset())
+        at = places.as_strided(target.shape, target.stride(), target.storage_offset())
         return torch.where(at < 0, rest, ids.flatten()[at])
 
     # Ids.
@@ -274,7 +277,7 @@ class ChannelFlow(TorchDispatchMode):
 
     def _everything(self, tensors: Iterable[Tensor]) -> Tensor:
         """The id () of all that these are made of."""
-        found = [id for tensor in tensors for id in compact(self._of(tensor)).unique().long().tolist()]
+        found = [id for tensor in tensors for id in cells(self._of(tensor)).unique().long().tolist()]
         return _ids(self.sets.join(found))
 
 

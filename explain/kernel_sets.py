@@ -1,7 +1,7 @@
 """Sets of kernels as numbers, ids, so that a tensor can say of each of its cells which kernels it is made of.
 
-Tensors of ids are float64, for which more of PyTorch's operators exist than for integers. Where they are constant along
-an axis, one cell of it is computed with; they are not written to.
+Tensors of ids are float64, for which more of PyTorch's operators exist than for integers. Along axes on which they are
+constant they are expanded from one cell, and only that is computed with.
 """
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ class KernelSets:
                 self._sets[id] = KernelSet(frozenset([(number, id - self._starts[number])]))
         return self._sets[id]
 
-    def join(self, ids: Iterable[int], gates: Iterable[int] = ()) -> int:
+    def join(self, ids: Iterable[int], gates: Sequence[int] = ()) -> int:
         """The id of all that ``ids`` stand for, with all that ``gates`` stand for as modulators."""
-        key = tuple(sorted({*ids} - {CONSTANT})), tuple(sorted({*gates} - {CONSTANT}))
+        key = tuple(sorted({*ids} - {CONSTANT})), tuple(sorted({*gates} - {CONSTANT})) if gates else ()
         if len(key[0]) < 2 and not key[1]:
             return key[0][0] if key[0] else CONSTANT
         if key not in self._known:
@@ -77,7 +77,7 @@ class KernelSets:
     def united(self, ids: Tensor, axes: Iterable[int]) -> Tensor:
         """``ids`` with one cell along each of ``axes``, the union of what was there."""
         axes = sorted({axis % ids.ndim for axis in axes})
-        small = compact(ids)
+        small = cells(ids)
         if any(small.shape[axis] > 1 for axis in axes):
             last = [*range(-len(axes), 0)]
             rows = small.movedim(axes, last)
@@ -104,7 +104,7 @@ class KernelSets:
 
     def _pairs(self, first: Tensor, second: Tensor, join: Callable[[int, int], int]) -> Tensor:
         shape = torch.broadcast_shapes(first.shape, second.shape)
-        small = torch.broadcast_tensors(compact(first), compact(second))
+        small = torch.broadcast_tensors(cells(first), cells(second))
         if not small[1].any():
             return first if first.shape == shape else first.expand(shape)
         found, inverse = torch.stack([part.flatten() for part in small], 1).unique(dim=0, return_inverse=True)
@@ -112,13 +112,20 @@ class KernelSets:
         return joined[inverse].reshape(small[0].shape).expand(shape)
 
 
+def cells(ids: Tensor) -> Tensor:
+    """``ids`` with one cell along each axis of stride 0."""
+    for axis, (size, stride) in enumerate(zip(ids.shape, ids.stride())):
+        if size > 1 and stride == 0:
+            ids = ids.narrow(axis, 0, 1)
+    return ids
+
+
 def compact(ids: Tensor) -> Tensor:
     """``ids`` with one cell along each axis on which they are constant."""
-    for axis in range(ids.ndim):
-        if ids.shape[axis] > 1:
-            first = ids.narrow(axis, 0, 1)
-            if ids.stride(axis) == 0 or bool((ids == first).all()):
-                ids = first
+    ids = cells(ids)
+    for axis, size in enumerate(ids.shape):
+        if size > 1 and bool((ids == (first := ids.narrow(axis, 0, 1))).all()):
+            ids = first
     return ids
 
 
