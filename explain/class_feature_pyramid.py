@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from . import base
 from .capture import Capture, Tap, arguments_of, capture, named_layers, precise, tensors_of
-from .channels import FlowLayer, Kernel
+from .channels import FlowLayer
 from .class_graph import ClassGraph
-from .flow import FlowGraph, flow_graph
+from .flow import FlowGraph, Kernel, flow_graph
 from .layers import Layer, LayerInfo, find_layers, input_size
 from .saliency_tubes import SaliencyTubes
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .channels import Kernel
 from .files import written
+from .flow import Kernel
 
 SUFFIXES = ('.html', '.json', '.dot')
 

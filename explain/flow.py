@@ -5,7 +5,8 @@ channels; this package's own method (`explain.channels` has the rules). Class Fe
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .capture import arguments_of, map_tensors, tensors_of, undisturbed, unwrap
-from .channels import ChannelFlow, FlowLayer, Kernel
+from .channels import ChannelFlow
+from .kernel_sets import NumberedKernel
+
+Kernel = tuple[str, int]  # a layer's name, and which of its outputs
 
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[Any, FlowGraph]] = WeakKeyDictionary()
 
@@ -29,24 +33,27 @@ class FlowGraph:
             channel counts as made of all.
     """
 
-    def __init__(self, layers: Sequence[tuple[FlowLayer, list[int]]], outputs: list[int], flow: ChannelFlow) -> None:
-        names = [layer.name.rpartition('@')[0] for layer, _ in layers]
-        several = {name for name in names if names.count(name) > 1}
-        self._names = {layer.name: layer.name if name in several else name for (layer, _), name in zip(layers, names)}
-        self.layers = {self._names[layer.name]: layer._replace(name=self._names[layer.name]) for layer, _ in layers}
-        self._channels = {self._names[layer.name]: channels for layer, channels in layers}
-        self._sets = flow.sets
+    def __init__(self, flow: ChannelFlow, outputs: list[int]) -> None:
+        counts = Counter(layer.name for layer, _ in flow.layers)
+        calls: Counter[str] = Counter()
+        self._names: list[str] = []
+        for layer, _ in flow.layers:
+            self._names.append(f'{layer.name}@{calls[layer.name]}' if counts[layer.name] > 1 else layer.name)
+            calls[layer.name] += 1
+        self.layers = {name: layer._replace(name=name) for name, (layer, _) in zip(self._names, flow.layers)}
+        self.norms = {self._names[number]: norm for number, norm in flow.norms.items()}
         self.opaque = flow.opaque
-        self.norms = {self._names[name]: norm for name, norm in flow.norms.items() if name}
-        self.outputs = [self._kernels(index, 0) for index in outputs]
+        self._channels = {name: channels for name, (_, channels) in zip(self._names, flow.layers)}
+        self._sets = flow.sets
+        self.outputs = [self._named(self._sets[id].producers) for id in outputs]
 
     def producers(self, layer: str, channel: int) -> list[Kernel]:
         """The kernels (layer, index) that make this input channel of ``layer``; none for those of the image or clip."""
-        return self._kernels(self._channels[layer][channel], 0)
+        return self._named(self._sets[self._channels[layer][channel]].producers)
 
     def modulators(self, layer: str, channel: int) -> list[Kernel]:
         """The kernels that only scale this input channel of ``layer``: those of gates and of attention."""
-        return self._kernels(self._channels[layer][channel], 1)
+        return self._named(self._sets[self._channels[layer][channel]].modulators)
 
     def children(self, layer: str, kernel: int) -> range:
         """The input channels that a kernel of ``layer`` reads: those of its group."""
@@ -57,20 +64,21 @@ class FlowGraph:
 
     def inputs_of(self, layer: str) -> list[str]:
         """The layers whose kernels make the channels of ``layer``, in the order in which they are executed."""
-        found = {name for index in set(self._channels[layer]) for name, _ in self._kernels(index, 0)}
-        return [name for name in self.layers if name in found]
+        found = {number for id in self._channels[layer] for number, _ in self._sets[id].producers}
+        return [self._names[number] for number in sorted(found)]
 
-    def _kernels(self, index: int, which: int) -> list[Kernel]:
-        return sorted((self._names[name], kernel) for name, kernel in self._sets.of(index)[which])
+    def _named(self, kernels: Iterable[NumberedKernel]) -> list[Kernel]:
+        return sorted((self._names[number], kernel) for number, kernel in kernels)
 
 
 def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
-    """The `FlowGraph` of a forward pass of ``model`` with ``inputs``: images (B, C, H, W), clips (B, C, T, H, W), lists.
+    """The `FlowGraph` of a forward pass of ``model``.
 
-    One pass of the first sample, without gradient; kept for the model, as long as it has the same modules, and for
-    inputs of these shapes. Layers without a module count, too (`torch.nn.functional`). Where an operator is not known,
-    its outputs count as made of all its inputs. LayerNorm, GroupNorm and softmax, through which each channel changes all others a
-    little, are passed as if they did not.
+    The ``inputs`` are images (B, C, H, W), clips (B, C, T, H, W) or lists of such. One pass of the first sample, in
+    evaluation mode and without gradient; kept for the model, as long as it has the same modules, and for inputs of
+    these shapes. Layers without a module count, too (`torch.nn.functional`), but not those of what no input reaches.
+    Where an operator is not known, its outputs count as made of all its inputs. LayerNorm, GroupNorm and softmax,
+    through which each channel changes all others a little, are passed as if they did not.
     """
     arguments = arguments_of(model, inputs)
     network = unwrap(model)
@@ -78,15 +86,16 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
            tuple((name, type(module)) for name, module in network.named_modules()))
     graphs = _GRAPHS.setdefault(network, {})
     if key not in graphs:
-        graphs[key] = _follow(model, map_tensors(lambda tensor: tensor[:1].detach().clone(), arguments))
+        graphs[key] = _follow(model, arguments)
     return graphs[key]
 
 
 def _follow(model: nn.Module, arguments: tuple[Any, ...]) -> FlowGraph:
     with undisturbed(model) as network, torch.no_grad():
         flow = ChannelFlow(network)
+        arguments = map_tensors(lambda tensor: tensor[:1].detach().clone(), arguments)
         flow.begin(arguments)
         with flow:
             output = network(*arguments)
     logits: Tensor = tensors_of(output)[0]
-    return FlowGraph(flow.layers, flow.ids(logits, min(1, logits.ndim - 1)), flow)
+    return FlowGraph(flow, flow.ids(logits, min(1, logits.ndim - 1)))

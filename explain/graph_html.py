@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import normalize
-from .channels import Kernel
+from .flow import Kernel
 from .html import filled, uri
 from .render import SIDE, enlarged, to_frames
 

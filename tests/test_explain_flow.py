@@ -121,8 +121,8 @@ def video_model(name):
 
 
 NETWORKS = {name: timm_model(name) for name in (
-    'resnet18_softpool', 'densenet121_softpool', 'seresnet50', 'res2net50_26w_4s', 'shufflenet_v2_x0_5', 'ghostnet_050',
-    'mobilenetv3_small_100', 'hrnet_w18_small', 'resnet18_classreg') if timm.is_model(name)}
+    'resnet18_softpool', 'cs3darknet_focus_s', 'legacy_seresnet18', 'dpn48b', 'ghostnet_050', 'mobilenetv3_small_050',
+    'dla46x_c', 'resnest14d', 'skresnet18', 'resnet18_classreg')}
 NETWORKS |= {name: video_model(name) for name in ('r3d_18_w16', 'fast_r3d_18_w16', 'srtg_r3d_18_w16', 'mtnet_xs_w16')}
 NETWORKS |= {'slow': lambda: (narrow_slow(), clip(1, 4, 64)), 'x3d': lambda: (narrow_x3d(), clip(1, 4, 64)),
              'slowfast': lambda: (narrow_slowfast(), [clip(1, 2, 64), clip(1, 8, 64)])}
@@ -136,8 +136,8 @@ def test_the_graph_has_every_channel_that_a_kernel_reaches(name):
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):  # the last one of a block begins with zeros
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
-    missed, extra, reached = compare(model, inputs, samples=8)
-    assert reached >= 6 and not missed
+    missed, extra, reached = compare(model, inputs, samples=6)
+    assert reached >= 4 and not missed
     assert len(extra) <= reached // 3, 'but for what a dead activation hides'
 
 
@@ -145,9 +145,9 @@ def compare(model, inputs, samples):
     """What moves of the layers' inputs if one kernel changes and all layers' outputs are held otherwise: not in the
     graph, in the graph only (gates aside), and how much in all. Layers without a module of their own are not held."""
     graph = flow_graph(model, inputs)
-    modules = {name: model.get_submodule(layer.module) for name, layer in graph.layers.items()
-               if '@' not in name and name == layer.module}
-    modules = {name: module for name, module in modules.items() if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear))}
+    modules = {name: module for name, module in model.named_modules()
+               if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear)) and name in graph.layers}
+    modules = {name: modules[name] for name in graph.layers if name in modules}
     held, seen, change = {}, {}, {}
 
     @cache
@@ -178,6 +178,7 @@ def compare(model, inputs, samples):
     with torch.no_grad():
         run(), run()
         first = dict(seen)
+        modules = {name: module for name, module in modules.items() if name in seen}  # others lend their weights
         for _ in range(samples):
             layer = list(modules)[torch.randint(len(modules), ()).item()]
             kernel = torch.randint(graph.layers[layer].kernels, ()).item()
