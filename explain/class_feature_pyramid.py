@@ -28,10 +28,10 @@ SELECTIONS = {'topk': 'a number of at least 1', 'theta': 'between 0 and 1', 'mas
 class ClassFeaturePyramid(SaliencyTubes):
     """Fine maps that are the class's: its tube times what shallower layers add to it, and the `graph` of its kernels.
 
-    `explain` gives the Saliency Tube of ``layer`` and, for each larger resolution, two maps ``Σ_j relu(g_j a_j)``: of the
-    activations a that the first and the last layer of this resolution read, g the gradient of the score (this package's
-    choice; the positions of LayerCAM, P.-T. Jiang et al., 2021). `Explanation.fuse` multiplies them by default: the
-    tube has the class, the others the places.
+    `explain` gives the Saliency Tube of ``layer`` and, for each larger resolution, two maps ``Σ_j relu(g_j a_j)`` of
+    the activations a that the first and the last layer of this resolution read, g the gradient of the score (this
+    package's choice; the positions of LayerCAM, P.-T. Jiang et al., 2021). `Explanation.fuse` multiplies them by
+    default: the tube has the class, the others the places.
 
     Args:
         model: See `Explainer`.
