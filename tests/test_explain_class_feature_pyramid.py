@@ -120,11 +120,12 @@ def test_maps_and_graph_of_networks_of_both_zoos(name):
     assert len(graph.layers) > 1 and graph.target == 1
 
 
-def test_the_maps_are_the_tube_and_one_for_each_larger_resolution():
+def test_the_maps_are_the_tube_and_two_for_each_larger_resolution():
     model, images = timm.create_model('resnet18', num_classes=5, zero_init_last=False).eval(), torch.randn(2, 3, 64, 96)
     explanation = ClassFeaturePyramid(model).explain(images, 3)
     assert {name: tuple(map_.shape[2:]) for name, map_ in explanation.maps.items()} == {
-        'layer4': (2, 3), 'layer2.0.downsample.0:input': (16, 24), 'layer3.0.downsample.0:input': (8, 12),
+        'layer4': (2, 3), 'layer1.0.conv1:input': (16, 24), 'layer2.0.downsample.0:input': (16, 24),
+        'layer2.0.conv2:input': (8, 12), 'layer3.0.downsample.0:input': (8, 12), 'layer3.0.conv2:input': (4, 6),
         'layer4.0.downsample.0:input': (4, 6)}
     torch.testing.assert_close(explanation.maps['layer4'], SaliencyTubes(model).explain(images, 3).maps['layer4'])
     features = model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(images))))).detach().requires_grad_()
