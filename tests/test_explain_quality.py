@@ -6,6 +6,7 @@ same layers' channels: what it reaches is the sharpness of its maps, not the cla
 from functools import cached_property, partial
 
 import pytest
+import timm
 import torch
 from moving_shapes import CLASSES, ShapeNet, moving_shapes, train
 from torch.nn import functional as F
@@ -167,15 +168,21 @@ def test_another_class_has_another_map(study, method):
 
 
 @pytest.mark.parametrize('method', [tube, pyramid])
-def test_an_untrained_network_finds_nothing(study, method):
-    maps = method(ShapeNet().eval(), study.held.clips, study.held.classes)
-    assert metrics.energy_pointing_game(maps, study.held.masks).mean() <= 0.15
+def test_untrained_networks_find_nothing(study, method):
+    held = study.held[:32]
+    found = [metrics.energy_pointing_game(method(ShapeNet().eval(), held.clips, held.classes), held.masks).mean()
+             for _ in range(DRAWS)]
+    assert torch.stack(found).mean() <= 0.15
 
 
-def test_the_pixels_that_the_pyramid_names_decide_more_than_grad_cams(study):
-    areas = {method: metrics.insertion_deletion(study.model, study.held.clips[:32], study.maps(method)[:32],
-                                                study.held.classes[:32], steps=16) for method in ('pyramid', 'tube')}
-    (inserted, deleted), (inserted_tube, deleted_tube) = areas['pyramid'], areas['tube']
+def test_the_pixels_that_the_pyramid_names_decide_as_much_as_the_tubes(study):
+    with torch.no_grad():  # what a network says of noise alone no deletion changes
+        default = study.model(0.35 * torch.randn_like(study.held.clips[:16])).mean(0).argmax()
+    chosen = study.held.classes != default
+    clips, classes = study.held.clips[chosen], study.held.classes[chosen]
+    areas = [metrics.insertion_deletion(study.model, clips, study.maps(method)[chosen], classes)
+             for method in ('pyramid', 'tube')]
+    (inserted, deleted), (inserted_tube, deleted_tube) = areas
     assert inserted.mean() >= inserted_tube.mean() - 0.02
     assert deleted.mean() <= deleted_tube.mean() + 0.02
 
@@ -203,17 +210,32 @@ def test_class_tubes_of_a_middle_layer_find_the_shape_more_often_than_its_grad_c
     assert clutter.hits(fitted) >= clutter.hits(gradients) + 0.03
 
 
-def test_the_minds_eye_makes_of_noise_what_the_network_takes_for_the_facets_class(study):
-    explainer = MindsEye(study.model, facets=len(CLASSES)).fit(study.held.clips)
-    found = explainer.render(steps=64, start='noise', progress=False)
-    with capture(study.model, (found,), ['l3']) as run:
-        likeness = F.cosine_similarity(run['l3'][0].flatten(2).mean(2), explainer.targets)
-        probabilities = run.output.softmax(1)
-    classes = torch.stack([study.held.classes[explainer.labels == facet].mode().values
-                           for facet in range(len(CLASSES))])
-    assert found.isfinite().all() and all(torch.tensor(step['loss']).isfinite() for step in explainer.history)
-    assert (likeness >= 0.8).all()
-    assert (probabilities.gather(1, classes[:, None]) >= 0.7).sum() >= 3
+def test_the_minds_eye_makes_of_noise_what_the_network_takes_for_the_images_class(study):
+    likeness, probabilities = [], []
+    for index in range(len(CLASSES)):
+        explainer = MindsEye(study.model, facets=1).fit(study.held.clips[study.held.classes == index])
+        found = explainer.render(steps=128, start='noise', progress=False)
+        assert found.isfinite().all()
+        with capture(study.model, (found,), ['l3']) as run:
+            likeness.append(F.cosine_similarity(run['l3'][0].flatten(2).mean(2), explainer.targets).item())
+            probabilities.append(run.output.softmax(1)[0, index].item())
+    assert min(likeness) >= 0.8
+    assert sum(probability >= 0.7 for probability in probabilities) >= 3
+
+
+def test_in_a_registered_network_the_pyramid_has_three_times_the_mass_on_the_shape_that_the_tube_has(networks_for_clips):
+    """At 'blocks.2', as at the last layer 32 pixels have become 2."""
+    model = train(timm.create_model('r3d_18_w16', num_classes=len(CLASSES)), moving_shapes(1024, 1000), 8)
+    held = moving_shapes(256, 5000)
+    with torch.no_grad():
+        correct = model(held.clips).argmax(1) == held.classes
+    if correct.float().mean() < 0.6:
+        pytest.skip(f'the network classifies {correct.float().mean():.0%} of the clips correctly, less than 60%')
+    held = held[correct][:COUNT]
+    maps = [explainer(model, 'blocks.2').explain(held.clips, held.classes).upsampled()
+            for explainer in (ClassFeaturePyramid, SaliencyTubes)]
+    fine, coarse = (metrics.energy_pointing_game(map_, held.masks).mean() for map_ in maps)
+    assert fine >= 0.1 and fine >= 3 * coarse
 
 
 @pytest.mark.parametrize('explainer', [SaliencyTubes, ClassFeaturePyramid])
