@@ -223,7 +223,7 @@ def test_the_minds_eye_makes_of_noise_what_the_network_takes_for_the_images_clas
     assert sum(probability >= 0.7 for probability in probabilities) >= 3
 
 
-def test_in_a_registered_network_the_pyramid_has_three_times_the_mass_on_the_shape_that_the_tube_has(networks_for_clips):
+def test_in_a_registered_network_the_pyramid_has_three_times_the_mass_on_the_shape_that_tubes_have(networks_for_clips):
     """At 'blocks.2', as at the last layer 32 pixels have become 2."""
     model = train(timm.create_model('r3d_18_w16', num_classes=len(CLASSES)), moving_shapes(1024, 1000), 8)
     held = moving_shapes(256, 5000)
