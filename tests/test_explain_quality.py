@@ -15,7 +15,7 @@ from explain import ClassFeaturePyramid, ClassTubes, MindsEye, SaliencyTubes, me
 from explain.capture import Tap, capture
 
 COUNT = 64  # clips
-DRAWS = 8  # of a new classifier
+DRAWS = 16  # of new weights: one classifier can be like another by chance
 
 
 def tube(model, clips, classes, layer='auto', weights='auto'):
@@ -169,7 +169,7 @@ def test_another_class_has_another_map(study, method):
 
 @pytest.mark.parametrize('method', [tube, pyramid])
 def test_untrained_networks_find_nothing(study, method):
-    held = study.held[:32]
+    held = study.held[:16]
     found = [metrics.energy_pointing_game(method(ShapeNet().eval(), held.clips, held.classes), held.masks).mean()
              for _ in range(DRAWS)]
     assert torch.stack(found).mean() <= 0.15
