@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import base
@@ -18,7 +19,7 @@ from .capture import Capture, Tap, arguments_of, capture, named_layers, precise,
 from .channels import FlowLayer
 from .class_graph import ClassGraph
 from .flow import FlowGraph, Kernel, flow_graph
-from .layers import Layer, LayerInfo, find_layers, input_size
+from .layers import Layer, LayerInfo, Size, find_layers, input_size
 from .saliency_tubes import SaliencyTubes
 
 RULES = ('grad', 'folded', 'paper')
@@ -28,10 +29,10 @@ SELECTIONS = {'topk': 'a number of at least 1', 'theta': 'between 0 and 1', 'mas
 class ClassFeaturePyramid(SaliencyTubes):
     """Fine maps that are the class's: its tube times what shallower layers add to it, and the `graph` of its kernels.
 
-    `explain` gives the Saliency Tube of ``layer`` and, for each larger resolution, the map ``Σ_j relu(g_j a_j)`` of the
-    activations a that the last layer of this resolution reads, g the gradient of the score (this package's choice; the
-    positions of LayerCAM, P.-T. Jiang et al., 2021). `Explanation.fuse` multiplies them by default: the tube has the
-    class, the others the places.
+    `explain` gives the Saliency Tube of ``layer`` and, for each larger resolution, two maps ``Σ_j relu(g_j a_j)`` of
+    the activations a that the first and the last layer of this resolution read, g the gradient of the score (this
+    package's choice; the positions of LayerCAM, P.-T. Jiang et al., 2021), a little `blurred`. `Explanation.fuse`
+    multiplies them by default: the tube has the class, the others the places.
 
     Args:
         model: See `Explainer`.
@@ -114,12 +115,14 @@ class ClassFeaturePyramid(SaliencyTubes):
         return self._read[signature]
 
     def _readers(self, arguments: tuple[Any, ...]) -> list[LayerInfo]:
-        """Of each resolution between the image's and the tube's, what its last layer takes."""
+        """Of each resolution between the image's and the tube's, what its first and its last layer takes."""
         least = max(math.prod(info.grid.size) if info.grid else 1 for info in self.layers(arguments))
         whole = math.prod(input_size(arguments))
-        readers = {info.grid.size: info for info in self._inputs(arguments)
-                   if info.grid and least < math.prod(info.grid.size) < whole}
-        return list(readers.values())
+        readers: dict[Size, list[LayerInfo]] = {}
+        for info in self._inputs(arguments):
+            if info.grid and least < math.prod(info.grid.size) < whole:
+                readers.setdefault(info.grid.size, []).append(info)
+        return [info for infos in readers.values() for info in dict.fromkeys((infos[0], infos[-1]))]
 
     def _taps(self, arguments: tuple[Any, ...]) -> list[Tap]:
         return [*super()._taps(arguments), *{Tap(info.module, 'input') for info in self._readers(arguments)}]
@@ -133,8 +136,17 @@ class ClassFeaturePyramid(SaliencyTubes):
         for info, tensor, gradient in zip(infos, tensors, gradients):
             assert info.grid is not None  # _readers has no others
             product = info.grid.maps(precise(tensor) * precise(gradient))
-            maps[f'{info.name}:input'] = product.relu().sum(1, keepdim=True)
+            maps[f'{info.name}:input'] = blurred(product.relu().sum(1, keepdim=True))
         return maps, meta
+
+
+def blurred(maps: Tensor) -> Tensor:
+    """Maps (..., H, W) by the filter [1, 2, 1] / 4 along rows and columns.
+
+    In front of a layer of stride 2, every second cell has less of the gradient; behind this filter, none has.
+    """
+    flat = F.pad(maps.reshape(-1, 1, *maps.shape[-2:]), (1, 1, 1, 1), mode='replicate')
+    return F.avg_pool2d(F.avg_pool2d(flat, 2, 1), 2, 1).reshape(maps.shape)
 
 
 class _Walk:

@@ -198,7 +198,7 @@ def kernel_ablation(model: nn.Module, inputs: Any, target: Any, layer: Layer, st
 
 
 def parameter_randomisation(explainer: Explainer, inputs: Any, target: Any = None, order: str = 'cascading',
-                            seed: int = 0) -> list[tuple[str, Tensor]]:
+                            seed: int = 0, *, depth: int | None = None) -> list[tuple[str, Tensor]]:
     """How much of its map an explainer keeps as the model's layers are randomised, from the classifier down.
 
     For each layer its name and the `rank_correlation` (B,) of the map (of all explained layers, fused at the inputs'
@@ -214,13 +214,16 @@ def parameter_randomisation(explainer: Explainer, inputs: Any, target: Any = Non
         inputs: See `Explainer.explain`.
         target: See `Explainer.explain`; None for the largest logits of the intact model.
         order: 'cascading', each layer besides those before it; 'independent', each alone.
-        seed: Of what is drawn.
+        seed: Of what is drawn. One draw says little: new weights of a classifier can be like the old ones by chance.
+        depth: How many layers, from the classifier down; None for all.
 
     Raises:
-        ValueError: If ``order`` is another word; see `Explainer.explain`.
+        ValueError: If ``order`` is another word, or ``depth`` is less than 1; see `Explainer.explain`.
     """
     if order not in ('cascading', 'independent'):
         raise ValueError(f"order must be 'cascading' or 'independent', got {order!r}")
+    if depth is not None and depth < 1:
+        raise ValueError(f'depth must be None or at least 1, got {depth}')
     original = explainer.explain(inputs, target)
     target = target if original.target is None else original.target
     intact = original.upsampled()
@@ -235,7 +238,7 @@ def parameter_randomisation(explainer: Explainer, inputs: Any, target: Any = Non
     found = []
     with undisturbed(explainer.model), torch.no_grad():
         try:
-            for name, parameters in layers.items():
+            for name, parameters in list(layers.items())[:depth]:
                 if order == 'independent':
                     restore()
                 for parameter in parameters:

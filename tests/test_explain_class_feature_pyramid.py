@@ -6,6 +6,7 @@ from explain_helpers import NETWORKS, Small, clip
 from torch import nn
 
 from explain import ClassFeaturePyramid, SaliencyTubes
+from explain.class_feature_pyramid import blurred
 
 
 class Tower(nn.Module):
@@ -120,17 +121,29 @@ def test_maps_and_graph_of_networks_of_both_zoos(name):
     assert len(graph.layers) > 1 and graph.target == 1
 
 
-def test_the_maps_are_the_tube_and_one_for_each_larger_resolution():
+def test_the_maps_are_the_tube_and_two_for_each_larger_resolution():
     model, images = timm.create_model('resnet18', num_classes=5, zero_init_last=False).eval(), torch.randn(2, 3, 64, 96)
     explanation = ClassFeaturePyramid(model).explain(images, 3)
     assert {name: tuple(map_.shape[2:]) for name, map_ in explanation.maps.items()} == {
-        'layer4': (2, 3), 'layer2.0.downsample.0:input': (16, 24), 'layer3.0.downsample.0:input': (8, 12),
+        'layer4': (2, 3), 'layer1.0.conv1:input': (16, 24), 'layer2.0.downsample.0:input': (16, 24),
+        'layer2.0.conv2:input': (8, 12), 'layer3.0.downsample.0:input': (8, 12), 'layer3.0.conv2:input': (4, 6),
         'layer4.0.downsample.0:input': (4, 6)}
     torch.testing.assert_close(explanation.maps['layer4'], SaliencyTubes(model).explain(images, 3).maps['layer4'])
     features = model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(images))))).detach().requires_grad_()
     score = model.fc(model.layer4(model.layer3(model.layer2(features))).mean((2, 3)))[:, 3].sum()
     product = (features * torch.autograd.grad(score, features)[0]).relu().sum(1, keepdim=True)
-    torch.testing.assert_close(explanation.maps['layer2.0.downsample.0:input'], product.detach(), rtol=1e-4, atol=1e-6)
+    found = explanation.maps['layer2.0.downsample.0:input']
+    torch.testing.assert_close(found, blurred(product.detach()), rtol=1e-4, atol=1e-6)
+
+
+def test_the_blur_is_one_two_one_along_rows_and_columns_and_levels_every_second_cell():
+    point = torch.zeros(1, 1, 2, 5, 5)
+    point[..., 0, 2, 2] = 16
+    expected = torch.zeros(5, 5)
+    expected[1:4, 1:4] = torch.tensor([[1., 2, 1], [2, 4, 2], [1, 2, 1]])
+    torch.testing.assert_close(blurred(point)[0, 0], torch.stack([expected, torch.zeros(5, 5)]))
+    stripes = torch.tensor([1., 0]).repeat(1, 1, 6, 3)
+    torch.testing.assert_close(blurred(stripes)[..., 1:-1], torch.full((1, 1, 6, 4), 0.5))
 
 
 def test_where_all_maps_have_one_size_the_pyramid_is_the_tube():

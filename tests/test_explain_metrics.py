@@ -209,6 +209,13 @@ def test_randomising_goes_from_the_classifier_down_and_the_map_changes_when_its_
     assert not torch.allclose(alone['first.0'], result[-1][1])
 
 
+def test_randomising_can_end_behind_the_first_layers():
+    explainer, x = SaliencyTubes(Small().eval(), 'first', weights='grad'), clip()
+    whole, part = (metrics.parameter_randomisation(explainer, x, 1, depth=depth) for depth in (None, 2))
+    assert [name for name, _ in part] == ['head', 'last.1']
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(whole, part))
+
+
 def test_a_map_that_does_not_depend_on_a_layer_keeps_its_likeness():
     model, x = Small().eval(), clip()
     model.head.weight.data[:] = model.head.weight[:1, :1]  # constant: drawn anew it is the same
@@ -343,6 +350,8 @@ def test_a_score_is_the_same_in_inference_mode():
     (lambda model, x: metrics.kernel_ablation(model, x, 0, 'head', torch.rand(2, 8, 1)), 'strengths must be'),
     (lambda model, x: metrics.parameter_randomisation(SaliencyTubes(model), x, order='random'),
      "order must be 'cascading' or 'independent', got 'random'"),
+    (lambda model, x: metrics.parameter_randomisation(SaliencyTubes(model), x, depth=0),
+     'depth must be None or at least 1, got 0'),
 ])
 def test_what_cannot_be_scored_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
