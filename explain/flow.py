@@ -75,15 +75,16 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
     """The `FlowGraph` of a forward pass of ``model``.
 
     The ``inputs`` are images (B, C, H, W), clips (B, C, T, H, W) or lists of such. One pass of the first sample, in
-    evaluation mode and without gradient; kept for the model, as long as it has the same modules, and for inputs of
-    these shapes. Layers without a module count, too (`torch.nn.functional`), but not those of what no input reaches.
+    evaluation mode and without gradient; kept for the model, as long as it has modules of the same names, types and
+    shapes of parameters, and for inputs of these shapes. Layers without a module count, too (`torch.nn.functional`), but not those of what no input reaches.
     Where an operator is not known, its outputs count as made of all its inputs. LayerNorm, GroupNorm and softmax,
     through which each channel changes all others a little, are passed as if they did not.
     """
     arguments = arguments_of(model, inputs)
     network = unwrap(model)
     key = (tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(arguments)),
-           tuple((name, type(module)) for name, module in network.named_modules()))
+           tuple((name, type(module), *(parameter.shape for parameter in module.parameters(recurse=False)))
+                 for name, module in network.named_modules()))
     graphs = _GRAPHS.setdefault(network, {})
     if key not in graphs:
         graphs[key] = _follow(model, arguments)
