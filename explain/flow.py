@@ -92,6 +92,7 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
 
 
 def _follow(model: nn.Module, arguments: tuple[Any, ...]) -> FlowGraph:
+    torch.clear_autocast_cache()  # a weight cast before is not known as that of its layer
     with undisturbed(model) as network, torch.no_grad():
         flow = ChannelFlow(network)
         arguments = map_tensors(lambda tensor: tensor[:1].detach().clone(), arguments)
