@@ -6,7 +6,8 @@ channels; this package's own method (`explain.channels` has the rules). Class Fe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -93,7 +94,7 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
 
 def _follow(model: nn.Module, arguments: tuple[Any, ...]) -> FlowGraph:
     torch.clear_autocast_cache()  # a weight cast before is not known as that of its layer
-    with undisturbed(model) as network, torch.no_grad():
+    with undisturbed(model) as network, torch.no_grad(), _transformers_in_parts():
         flow = ChannelFlow(network)
         arguments = map_tensors(lambda tensor: tensor[:1].detach().clone(), arguments)
         flow.begin(arguments)
@@ -101,3 +102,14 @@ def _follow(model: nn.Module, arguments: tuple[Any, ...]) -> FlowGraph:
             output = network(*arguments)
     logits: Tensor = tensors_of(output)[0]
     return FlowGraph(flow, flow.ids(logits, min(1, logits.ndim - 1)))
+
+
+@contextmanager
+def _transformers_in_parts() -> Iterator[None]:
+    """Without the single operator that PyTorch computes a whole `torch.nn.TransformerEncoderLayer` by."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

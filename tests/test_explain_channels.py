@@ -268,6 +268,15 @@ def test_queries_and_keys_only_modulate_what_values_make(attend, size):
     assert {('qkv', kernel) for kernel in [*range(4, 8), *key]} <= {*found.modulators('last', 4)}
 
 
+def test_the_layers_of_pytorch_s_transformer_are_told_apart():
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    found = graph(lambda net, x: net.encoder(x.flatten(2).mT).mT, encoder=encoder)
+    assert [*found.layers] == ['first', 'encoder.self_attn.in_proj_weight', 'encoder.self_attn.out_proj',
+                               'encoder.linear1', 'encoder.linear2'] and not found.opaque
+    assert found.outputs[1] == [('encoder.linear2', 1), ('encoder.self_attn.out_proj', 1), ('first', 1)]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 # Wherever and however it runs.
 
 @pytest.mark.parametrize('change', [
