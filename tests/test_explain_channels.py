@@ -303,7 +303,8 @@ def test_a_model_made_in_inference_mode_has_a_graph():
 
 
 def test_the_graph_is_the_same_under_autocast_behind_another_pass():
-    model, input = Net(lambda net, x: net.last(net.first(x)), first=conv(3, 4), last=conv(4, 2)), torch.randn(1, 3, 4, 4)
+    model = Net(lambda net, x: net.last(net.first(x)), first=conv(3, 4), last=conv(4, 2))
+    input = torch.randn(1, 3, 4, 4)
     with torch.autocast('cpu', torch.bfloat16):
         model(input)
         assert list(flow_graph(model, input).layers) == ['first', 'last']

@@ -262,8 +262,8 @@ def add_class_regularization(model: nn.Module, layers: Iterable[str] | None = No
         if not maps or not all(isinstance(stream, Tensor) and stream.ndim in (4, 5) for stream in maps):
             raise ValueError(f'layers must give feature maps (N, C, H, W) or (N, C, T, H, W), but {name} gives '
                              f'{_describe(output)}')
-        blocks.append(ClassRegularization(model, sum(stream.shape[-1 if channels_last else 1] for stream in maps), value,
-                                          top_k=top_k, detach_classifier=detach_classifier))
+        channels = sum(stream.shape[-1 if channels_last else 1] for stream in maps)
+        blocks.append(ClassRegularization(model, channels, value, top_k=top_k, detach_classifier=detach_classifier))
     container = ClassRegularizations()
     for name, block in zip(names, blocks):
         container.append(name, known[name], block, channels_last)
