@@ -272,8 +272,8 @@ class ChannelFlow(TorchDispatchMode):
         return self._ids.get(tensor, _ids(CONSTANT)).expand(tensor.shape)
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """Ids for a tensor; indices are themselves."""
-        return self._of(tensor) if _has_ids(tensor) else tensor
+        """Ids for a tensor; indices are themselves, where ids are: on the CPU."""
+        return self._of(tensor) if _has_ids(tensor) else tensor.cpu()
 
     def _everything(self, tensors: Iterable[Tensor]) -> Tensor:
         """The id () of all that these are made of."""

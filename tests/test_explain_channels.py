@@ -308,3 +308,10 @@ def test_the_graph_is_the_same_under_autocast_behind_another_pass():
     with torch.autocast('cpu', torch.bfloat16):
         model(input)
         assert list(flow_graph(model, input).layers) == ['first', 'last']
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_indices_on_a_gpu_move_channels():
+    order = torch.tensor([2, 0], device='cuda')
+    model = Net(lambda net, x: net.first(x).index_select(1, order), first=conv(3, 4)).cuda().eval()
+    assert made(flow_graph(model, torch.randn(1, 3, 4, 4, device='cuda'))) == [[2], [0]]
