@@ -52,6 +52,8 @@ ALL = [[0, 1, 2, 3]]
     'pooled': (lambda net, x: SoftPool2d(2)(x), ONE_TO_ONE),
     'resized': (lambda net, x: F.interpolate(x, 7, mode='bilinear'), ONE_TO_ONE),
     'shuffled': (lambda net, x: F.channel_shuffle(x, 2), [[0], [2], [1], [3]]),
+    'overwritten by a number': (lambda net, x: x.scatter(1, torch.ones_like(x[:, :1], dtype=torch.long), 3.0),
+                                [[0], [], [2], [3]]),
     'reversed': (lambda net, x: x.flip(1), [[3], [2], [1], [0]]),
     'rolled': (lambda net, x: x.roll(1, 1), [[3], [0], [1], [2]]),
     'pixels shuffled': (lambda net, x: F.pixel_shuffle(x, 2), ALL),
