@@ -139,6 +139,8 @@ class ChannelFlow(TorchDispatchMode):
             return self._of(args[0]).reshape(outputs[0].shape)
         if name in MOVES:
             moved = map_tensors(self._moved, args)
+            if name == 'scatter' and not isinstance(moved[3], Tensor):  # a number is no id
+                moved = (*moved[:3], CONSTANT, *moved[4:])
             if outputs[0] is args[0]:
                 moved = (moved[0].clone(), *moved[1:])
             return tensors_of(func(*moved, **map_tensors(self._moved, kwargs)))
@@ -272,8 +274,8 @@ class ChannelFlow(TorchDispatchMode):
         return self._ids.get(tensor, _ids(CONSTANT)).expand(tensor.shape)
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """Ids for a tensor; indices are themselves."""
-        return self._of(tensor) if _has_ids(tensor) else tensor
+        """Ids for a tensor; indices are themselves, where ids are: on the CPU."""
+        return self._of(tensor) if _has_ids(tensor) else tensor.cpu()
 
     def _everything(self, tensors: Iterable[Tensor]) -> Tensor:
         """The id () of all that these are made of."""

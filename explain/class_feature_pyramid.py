@@ -196,17 +196,20 @@ class _Walk:
     def _contributions(self, layer: FlowLayer, kernels: list[int], is_class: bool) -> Tensor:
         """Of the channels of each kernel's group to it: (kernels, channels of a group)."""
         module: Any = self.modules[layer.module]
-        axis = -1 if isinstance(module, nn.Linear) else 1
-        value = self.values[layer.name].movedim(axis, 0).flatten(1)  # of one sample
+        value = self.values[layer.name]
+        axis = -1 if isinstance(module, nn.Linear) or value.shape[1] != layer.channels else 1
+        value = value.movedim(axis, 0).flatten(1)  # of one sample
         groups = torch.tensor(kernels, device=value.device) * layer.groups // layer.kernels
         if self.pyramid.rule == 'grad':
             return value.sum(1).reshape(layer.groups, -1)[groups]
-        weight = precise(module.weight).flatten(1).unflatten(1, (module.weight.shape[1], -1)).mean(2)
+        weight = precise(module.weight).flatten(2).mean(2) if module.weight.ndim > 2 else precise(module.weight)
+        if getattr(module, 'transposed', False):  # (channels, kernels of a group)
+            weight = weight.unflatten(0, (layer.groups, -1)).mT.flatten(0, 1)
         if self.pyramid.rule == 'paper' and is_class:
             return ((weight - weight.min()) / (weight.max() - weight.min()))[kernels]
         if self.pyramid.rule == 'folded' and (norm := self.flow.norms.get(layer.name)):
-            scale: Any = self.modules[norm]
-            weight = weight * (precise(scale.weight) * (precise(scale.running_var) + scale.eps).rsqrt())[:, None]
+            # Its deviations, which it may not keep, are positive: a kernel's shares do not depend on them.
+            weight = weight * precise(self.modules[norm].weight)[:, None]  # type: ignore[arg-type]
         return weight[kernels] * value.mean(1).reshape(layer.groups, -1)[groups]
 
     def _choose(self, rows: Tensor, is_class: bool) -> list[dict[int, float]]:

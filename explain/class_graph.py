@@ -110,7 +110,8 @@ class ClassGraph:
             return [_name(child) for child in names] if depth == 1 else {
                 _name(child): below(child, depth - 1) for child in names}
 
-        roots = [node for node in self.nodes if node[0] == self.layers[0]]
+        below_others = {child for _, child in self.edges}
+        roots = [node for node in self.nodes if node not in below_others]
         if depth < 1:
             raise ValueError(f'depth must be at least 1, got {depth}')
         return {str(self.target): below(roots[0], depth) if len(roots) == 1 else

@@ -83,20 +83,26 @@ class ClassTubes(Explainer):
         if target is None or logits.ndim != 2:
             raise ValueError('target must be a class of logits (B, classes), as only classes have weights')
         infos = self.layers(arguments)
-        maps = {info.name: weighed(self.precise_grid(info, info.of(run)), self._matrix(info)[target]) for info in infos}
+        maps = {info.name: weighed(self.precise_grid(info, info.of(run)), self._matrix(info, arguments)[target])
+                for info in infos}
         return maps, {'weights': {name: 'ridge' if name in self.weights else 'blocks' for name in maps},
                       'r2': {name: self.r2[name] for name in maps if name in self.r2}}
 
-    def _matrix(self, info: LayerInfo) -> Tensor:
+    def _matrix(self, info: LayerInfo, arguments: tuple[Any, ...]) -> Tensor:
         if info.name in self.weights:
             if self.r2[info.name] < self.least_r2:
                 raise ValueError(f'layer must tell of the logits by its averages, got {info.name!r} with an r2 of '
                                  f'{self.r2[info.name]:.2f}; fit more samples, or least_r2 is to be smaller')
             return self.weights[info.name]
-        if self._blocks is None or info.name not in self._blocks.layers:
+        if self._blocks is None or info.module not in self._blocks.layers:
             raise ValueError(f'layer must be fitted first, ClassTubes(...).fit(loader), or have a block of Class '
                              f'Regularization, got {info.name!r}')
-        return precise(self._blocks.affinity(info.name))
+        affinity = precise(self._blocks.affinity(info.module))
+        streams = self.layers(arguments, info.name.partition('[')[0])
+        if len(streams) == 1:
+            return affinity
+        widths = [stream.shape[1] for stream in streams]  # side by side in the block
+        return affinity.split(widths, 1)[streams.index(info)]
 
 
 def ridge(features: Tensor, logits: Tensor, l2: float) -> tuple[Tensor, float]:

@@ -6,7 +6,8 @@ channels; this package's own method (`explain.channels` has the rules). Class Fe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -75,15 +76,17 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
     """The `FlowGraph` of a forward pass of ``model``.
 
     The ``inputs`` are images (B, C, H, W), clips (B, C, T, H, W) or lists of such. One pass of the first sample, in
-    evaluation mode and without gradient; kept for the model, as long as it has the same modules, and for inputs of
-    these shapes. Layers without a module count, too (`torch.nn.functional`), but not those of what no input reaches.
-    Where an operator is not known, its outputs count as made of all its inputs. LayerNorm, GroupNorm and softmax,
-    through which each channel changes all others a little, are passed as if they did not.
+    evaluation mode and without gradient; kept for the model, as long as it has modules of the same names, types and
+    shapes of parameters, and for inputs of these shapes. Layers without a module count, too (`torch.nn.functional`),
+    but not those of what no input reaches. Where an operator is not known, its outputs count as made of all its inputs.
+    LayerNorm, GroupNorm and softmax, through which each channel changes all others a little, are passed as if they did
+    not.
     """
     arguments = arguments_of(model, inputs)
     network = unwrap(model)
     key = (tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(arguments)),
-           tuple((name, type(module)) for name, module in network.named_modules()))
+           tuple((name, type(module), *(parameter.shape for parameter in module.parameters(recurse=False)))
+                 for name, module in network.named_modules()))
     graphs = _GRAPHS.setdefault(network, {})
     if key not in graphs:
         graphs[key] = _follow(model, arguments)
@@ -91,7 +94,8 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
 
 
 def _follow(model: nn.Module, arguments: tuple[Any, ...]) -> FlowGraph:
-    with undisturbed(model) as network, torch.no_grad():
+    torch.clear_autocast_cache()  # a weight cast before is not known as that of its layer
+    with undisturbed(model) as network, torch.no_grad(), _transformers_in_parts():
         flow = ChannelFlow(network)
         arguments = map_tensors(lambda tensor: tensor[:1].detach().clone(), arguments)
         flow.begin(arguments)
@@ -99,3 +103,14 @@ def _follow(model: nn.Module, arguments: tuple[Any, ...]) -> FlowGraph:
             output = network(*arguments)
     logits: Tensor = tensors_of(output)[0]
     return FlowGraph(flow, flow.ids(logits, min(1, logits.ndim - 1)))
+
+
+@contextmanager
+def _transformers_in_parts() -> Iterator[None]:
+    """Without the single operator that PyTorch computes a whole `torch.nn.TransformerEncoderLayer` by."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

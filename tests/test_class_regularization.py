@@ -330,7 +330,7 @@ def test_modes_are_left_as_they_were():
     (lambda m: add_class_regularization(m, ['layer9']), ValueError, "layers must be names of modules of the model"),
     (lambda m: add_class_regularization(m, []), ValueError, 'layers must be one or more different names'),
     (lambda m: add_class_regularization(m, ['layer1'] * 2), ValueError, 'layers must be one or more different names'),
-    (lambda m: add_class_regularization(m, ['fc']), ValueError, r'feature maps .* but fc gives \(1, 7'),
+    (lambda m: add_class_regularization(m, ['layer1', 'fc']), ValueError, r'feature maps .* but fc gives \(1, 7'),
     (lambda m: add_class_regularization(m, strength=1.0), ValueError, 'strength must be at least 0 and less than 1'),
     (lambda m: add_class_regularization(m, strength=[.1]), ValueError, 'one number or one for each of the 4'),
     (lambda m: add_class_regularization(nn.Linear(2, 2)), ValueError, 'layers must be named for a Linear'),
@@ -342,9 +342,11 @@ def test_modes_are_left_as_they_were():
     (lambda m: add_class_regularization(pytorchvideo_hub.slowfast_r50()), ValueError, 'give an input= of the model'),
     (remove_class_regularization, ValueError, 'model has no class_regularization'),
 ])
-def test_what_cannot_be_regularised_says_why(make, error, message):
+def test_what_cannot_be_regularised_says_why_and_is_left_as_it_was(make, error, message):
+    before = str(model := create('resnet18')[0])
     with pytest.raises(error, match=message):
-        make(create('resnet18')[0])
+        make(model)
+    assert hasattr(model, 'class_regularization') or str(model) == before
 
 
 # By name

@@ -52,6 +52,8 @@ ALL = [[0, 1, 2, 3]]
     'pooled': (lambda net, x: SoftPool2d(2)(x), ONE_TO_ONE),
     'resized': (lambda net, x: F.interpolate(x, 7, mode='bilinear'), ONE_TO_ONE),
     'shuffled': (lambda net, x: F.channel_shuffle(x, 2), [[0], [2], [1], [3]]),
+    'overwritten by a number': (lambda net, x: x.scatter(1, torch.ones_like(x[:, :1], dtype=torch.long), 3.0),
+                                [[0], [], [2], [3]]),
     'reversed': (lambda net, x: x.flip(1), [[3], [2], [1], [0]]),
     'rolled': (lambda net, x: x.roll(1, 1), [[3], [0], [1], [2]]),
     'pixels shuffled': (lambda net, x: F.pixel_shuffle(x, 2), ALL),
@@ -268,6 +270,15 @@ def test_queries_and_keys_only_modulate_what_values_make(attend, size):
     assert {('qkv', kernel) for kernel in [*range(4, 8), *key]} <= {*found.modulators('last', 4)}
 
 
+def test_the_layers_of_pytorch_s_transformer_are_told_apart():
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    found = graph(lambda net, x: net.encoder(x.flatten(2).mT).mT, encoder=encoder)
+    assert [*found.layers] == ['first', 'encoder.self_attn.in_proj_weight', 'encoder.self_attn.out_proj',
+                               'encoder.linear1', 'encoder.linear2'] and not found.opaque
+    assert found.outputs[1] == [('encoder.linear2', 1), ('encoder.self_attn.out_proj', 1), ('first', 1)]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 # Wherever and however it runs.
 
 @pytest.mark.parametrize('change', [
@@ -291,3 +302,18 @@ def test_a_model_made_in_inference_mode_has_a_graph():
     with torch.inference_mode():
         model = Net(lambda net, x: net.last(net.first(x)), first=conv(3, 4), last=conv(4, 2)).eval()
     assert list(flow_graph(model, torch.randn(1, 3, 4, 4)).layers) == ['first', 'last']
+
+
+def test_the_graph_is_the_same_under_autocast_behind_another_pass():
+    model = Net(lambda net, x: net.last(net.first(x)), first=conv(3, 4), last=conv(4, 2))
+    input = torch.randn(1, 3, 4, 4)
+    with torch.autocast('cpu', torch.bfloat16):
+        model(input)
+        assert list(flow_graph(model, input).layers) == ['first', 'last']
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_indices_on_a_gpu_move_channels():
+    order = torch.tensor([2, 0], device='cuda')
+    model = Net(lambda net, x: net.first(x).index_select(1, order), first=conv(3, 4)).cuda().eval()
+    assert made(flow_graph(model, torch.randn(1, 3, 4, 4, device='cuda'))) == [[2], [0]]

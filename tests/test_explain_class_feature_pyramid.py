@@ -101,6 +101,43 @@ def test_tubes_are_sums_of_the_maps_of_the_channels(tower):
                                sum(features[:, [channel]] * share for channel, share in shares.items()))
 
 
+class Matrix(nn.Module):
+    """A layer of tokens (B, N, 4) that is no `nn.Linear`."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, tokens):
+        return tokens @ self.weight.T
+
+
+class Unusual(nn.Module):
+    """A transposed convolution in groups, a norm that keeps no statistics, a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.ConvTranspose2d(2, 4, 1, groups=2, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+        self.norm, self.matrix = nn.BatchNorm2d(4, track_running_stats=False), Matrix()
+        self.head = nn.Linear(4, 1, bias=False)
+        with torch.no_grad():
+            self.up.weight.fill_(1)
+            self.norm.bias.fill_(1)
+            self.down.weight.copy_(torch.eye(4)[:, :, None, None])
+            self.head.weight.copy_(torch.tensor([[-1., -1., -1., 1.]]))
+
+    def forward(self, image):
+        return self.head(self.matrix(self.norm(self.down(self.up(image))).flatten(2).mT).relu().mean(1))
+
+
+@pytest.mark.parametrize('rule', ['grad', 'folded', 'paper'])
+def test_other_layouts_of_weights_and_channels_are_known(rule):
+    graph = ClassFeaturePyramid(Unusual().eval(), rule=rule, select=('topk', 1)).graph(torch.rand(1, 2, 5, 5), 0)
+    assert graph.channels['head', 0] == graph.channels['matrix', 3] == {3: 1}
+    if rule != 'grad':  # the gradient in front of a norm of the sample itself adds nothing
+        assert graph.channels['down', 3] == {3: 1} and graph.channels['up', 3] == {1: 1}
+
+
 def test_a_shortcut_is_followed_beside_the_block():
     model = timm.create_model('resnet18', num_classes=5, zero_init_last=False).eval()
     graph = ClassFeaturePyramid(model).graph(torch.randn(1, 3, 64, 64), 2)

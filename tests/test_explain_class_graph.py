@@ -97,6 +97,9 @@ def test_a_class_of_several_kernels_has_them_all_at_the_top():
     two = replace(graph(), nodes={('head', 2): 0.5, ('head', 7): 0.5, **graph().nodes})
     two.edges[('head', 7), WEAK] = 0.5
     assert two.nested(depth=1) == {'2': {'head/2': ['last/4', 'last/1'], 'head/7': ['last/1']}}
+    two = replace(graph(), nodes={('distilled', 2): 1.0, **graph().nodes})  # of two layers, as DeiT's heads
+    two.edges[('distilled', 2), WEAK] = 0.5
+    assert two.nested(depth=1) == {'2': {'distilled/2': ['last/1'], 'head/2': ['last/4', 'last/1']}}
 
 
 # Files.

@@ -5,6 +5,7 @@ from explain_helpers import CLASSES, NETWORKS, Small, clip, correlation
 from torch import nn
 
 from explain import ClassTubes, SaliencyTubes
+from explain.capture import capture
 from explain.class_tubes import ridge
 from timm_softpool import add_class_regularization
 
@@ -70,6 +71,18 @@ def test_the_blocks_of_class_regularization_are_the_weights():
     assert (correlation(found.maps['layer4'], at_head.maps['layer4']) > 0.99).all()  # of one width, one affinity
     several = ClassTubes(model, ['layer2', 'layer3']).explain(inputs, [0, 4])
     assert list(several.maps) == ['layer2', 'layer3'] and several.target.tolist() == [0, 4]
+
+
+def test_each_stream_has_its_own_columns_of_the_block():
+    model, inputs = NETWORKS['mtnet']()
+    add_class_regularization(model, ['blocks.3'])
+    found = ClassTubes(model).explain(inputs, 1)
+    assert list(found.maps) == ['blocks.3[0]', 'blocks.3[1]'] and set(found.meta['weights'].values()) == {'blocks'}
+    with capture(model, (inputs,), ['blocks.3']) as run:
+        streams, = run['blocks.3']
+    rows = model.class_regularization.affinity('blocks.3')[1].split([stream.shape[1] for stream in streams])
+    for map_, stream, row in zip(found.maps.values(), streams, rows):
+        torch.testing.assert_close(map_[:, 0], torch.einsum('bcthw,c->bthw', stream, row))
 
 
 def activations(model, inputs):

@@ -99,6 +99,8 @@ def test_a_graph_is_kept_for_a_model_and_its_modules_and_goes_with_it():
     model.head = nn.Linear(8, 3)
     model.dropout = nn.Identity()
     assert len(flow_graph(model, clip()).outputs) == 3
+    model.head = nn.Linear(8, 4)  # of another shape alone
+    assert len(flow_graph(model, clip()).outputs) == 4
     gone = weakref.ref(model)
     del model
     gc.collect()

@@ -256,14 +256,16 @@ def add_class_regularization(model: nn.Module, layers: Iterable[str] | None = No
         raise ValueError(f'strength must be one number or one for each of the {len(names)} layers, got {strength!r}')
     channels_last = str(getattr(model, 'output_fmt', '')).endswith('NHWC')
     outputs = _outputs(model, [known[name] for name in names], input)
-    container = ClassRegularizations()
+    blocks = []  # all of them before the model is touched
     for name, output, value in zip(names, outputs, strengths):
         maps = output if isinstance(output, (tuple, list)) else (output,)
         if not maps or not all(isinstance(stream, Tensor) and stream.ndim in (4, 5) for stream in maps):
             raise ValueError(f'layers must give feature maps (N, C, H, W) or (N, C, T, H, W), but {name} gives '
                              f'{_describe(output)}')
-        block = ClassRegularization(model, sum(stream.shape[-1 if channels_last else 1] for stream in maps), value,
-                                    top_k=top_k, detach_classifier=detach_classifier)
+        channels = sum(stream.shape[-1 if channels_last else 1] for stream in maps)
+        blocks.append(ClassRegularization(model, channels, value, top_k=top_k, detach_classifier=detach_classifier))
+    container = ClassRegularizations()
+    for name, block in zip(names, blocks):
         container.append(name, known[name], block, channels_last)
     model.class_regularization = container
     return model
