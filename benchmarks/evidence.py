@@ -9,6 +9,7 @@ import json
 import class_regularization
 import downsampling
 import latency
+import pools
 import video
 from training import RESULTS, ROOT, read
 
@@ -49,7 +50,7 @@ def update(text: str) -> str:
     """The page with its tables made anew, each between a pair of marks."""
     rows = read(video.TRAINED)
     tables = [*(downsampling.scores_table(dataset) for dataset in downsampling.DATASETS),
-              downsampling.differences_table(), class_regularization.accuracy_table(),
+              downsampling.differences_table(), pools.table(), class_regularization.accuracy_table(),
               video.table(rows, 'camera_motion'), video.table(rows, 'fir_action'),
               networks_table(), resnet50_table(), class_regularization.cost_table()]
     parts = text.split(MARK)

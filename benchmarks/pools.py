@@ -19,7 +19,7 @@ from training import RESULTS, command, measure, read
 from timm_softpool import SoftPool2d
 from timm_softpool.models.twin import Kind, register_twins
 
-TRAINED, RECIPE, SEEDS = RESULTS / 'pools.jsonl', 'tiny_in20', (0, 1, 2)
+TRAINED, RECIPE, SEEDS = RESULTS / 'pools.jsonl', 'tiny_in20', (0, 1, 2, 3)
 # The suffix of the network -> its pool.
 POOLS: dict[str, Callable[[], nn.Module]] = {
     '_softpool3': lambda: SoftPool2d(3, 2, 1),
@@ -45,14 +45,20 @@ for suffix, pool in POOLS.items():
 def table() -> str:
     """Top-1 in %: mean and sample deviation over the seeds, and of the differences from the maximum seed by seed."""
     rows = read(TRAINED)
-    scores = {network: [rows[' '.join(command(RECIPE, network, f'seed={seed}'))]['top1'] for seed in SEEDS]
-              for network in NETWORKS}
-    lines = ['| pool | network | top-1, % | minus the maximum |', '| --- | --- | --- | --- |']
+    scores = {network: {seed: rows[key]['top1'] for seed in SEEDS
+                        if (key := ' '.join(command(RECIPE, network, f'seed={seed}'))) in rows} for network in NETWORKS}
+    lines = ['| pool | network | seeds | top-1, % | minus the maximum |', '| --- | --- | --- | --- | --- |']
     for network, pool in NETWORKS.items():
-        less = [score - other for score, other in zip(scores[network], scores['resnet18'])]
-        lines.append(f'| {pool} | `{network}` | {mean(scores[network]):.2f} ± {stdev(scores[network]):.2f} | '
-                     + (f'{mean(less):+.2f} ± {stdev(less):.2f} |' if any(less) else '|'))
+        if not scores[network]:
+            continue  # until it is trained
+        less = [score - scores['resnet18'][seed] for seed, score in scores[network].items()]
+        cells = [spread([*scores[network].values()]), spread(less, '+') if any(less) else '']
+        lines.append(f'| {pool} | `{network}` | {len(less)} | {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def spread(values: list[float], sign: str = '') -> str:
+    return f'{mean(values):{sign}.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
 
 
 if __name__ == '__main__':

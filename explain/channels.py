@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from timm_softpool._private import TorchDispatchMode
-
 from .capture import map_tensors, named_layers, tensors_of
 from .kernel_sets import CONSTANT, INPUT, KernelSets, cells, compact
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode  # so PyTorch's notes on extending it name it
+except ImportError as error:
+    raise ImportError(f'explain needs torch>=2.11 with torch.utils._python_dispatch, got {torch.__version__}'
+                      ) from error
 
 # Names of PyTorch's operators, without the underscore of those that work in place.
 CONVOLUTIONS = {'convolution', '_convolution', 'convolution_overrideable'}

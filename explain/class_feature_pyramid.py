@@ -8,6 +8,7 @@ has lists written by hand for each network, and counts a kernel that several dep
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +24,11 @@ from .layers import Layer, LayerInfo, Size, find_layers, input_size
 from .saliency_tubes import SaliencyTubes
 
 RULES = ('grad', 'folded', 'paper')
-SELECTIONS = {'topk': 'a number of at least 1', 'theta': 'between 0 and 1', 'mass': 'above 0 and at most 1'}
+SELECTIONS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    'topk': ('a whole number of at least 1', lambda count: count >= 1 and count == int(count)),
+    'theta': ('between 0 and 1', lambda least: 0 <= least <= 1),
+    'mass': ('above 0 and at most 1', lambda share: 0 < share <= 1),
+}
 
 
 class ClassFeaturePyramid(SaliencyTubes):
@@ -39,9 +44,10 @@ class ClassFeaturePyramid(SaliencyTubes):
         layer: Of the tube; see `Explainer`.
         depth: How many layers `graph` goes back from the class; None for all.
         rule: What input channel j adds to kernel k of a layer: 'grad', ``Σ_pos g_j a_j``, the same for all kernels, so
-            that signs, masks and positions count; 'folded', ``mean(w_kj) mean(a_j)`` with the scale of the batch
-            normalisation behind it in w; 'paper', the same without the scale, as published, but for its division by the
-            sum over j, which turns the order around where that sum is negative. Only what is positive counts.
+            that signs, masks and positions count; 'folded', ``mean(w_kj) mean(a_j)`` with the sign of the batch
+            normalisation behind it; 'paper', the same without that sign, as published, but for its division by the sum
+            over j, which turns the order around where that sum is negative; for the class, its weights scaled by the
+            least and the largest one of all classes. Only what is positive counts.
         select: Which of a kernel's channels are kept: ('topk', n), the n largest; ('theta', t), those whose
             contribution, from the kernel's least to its largest one scaled to 0..1, is t at least (the paper's); or
             ('mass', m), the largest ones that together make up m of the sum.
@@ -62,9 +68,9 @@ class ClassFeaturePyramid(SaliencyTubes):
         if rule not in RULES:
             raise ValueError(f'rule must be one of {", ".join(RULES)}, got {rule!r}')
         how, amount = select if isinstance(select, (tuple, list)) and len(select) == 2 else (select, None)
-        if how not in SELECTIONS or not isinstance(amount, (int, float)) or not (
-                amount >= 1 if how == 'topk' else 0 <= amount <= 1 if how == 'theta' else 0 < amount <= 1):
-            allowed = ', '.join(f"('{name}', {what})" for name, what in SELECTIONS.items())
+        if not isinstance(how, str) or how not in SELECTIONS or not isinstance(amount, (int, float)) \
+                or not SELECTIONS[how][1](amount):
+            allowed = ', '.join(f"('{name}', {what})" for name, (what, _) in SELECTIONS.items())
             raise ValueError(f'select must be one of {allowed}, got {select!r}')
         super().__init__(model, layer, **options)
         self.depth, self.rule, self.select = depth, rule, (how, amount)
@@ -169,8 +175,12 @@ class _Walk:
             total = sum(self.strengths[name].values())
             for kernel in kernels:
                 self.graph.nodes[name, kernel] = self.strengths[name][kernel] / total
-            if name in self.values and self.depths[name] != self.pyramid.depth:
+            if self.depths[name] == self.pyramid.depth:
+                continue
+            if name in self.values:
                 self._step(layer, kernels)
+            elif self.flow.inputs_of(name):
+                self.graph.ends.append(name)
 
     def _reach(self, kernel: Kernel, strength: float, depth: int) -> None:
         name, index = kernel

@@ -27,6 +27,8 @@ class ClassGraph:
         edges: (Kernel, kernel that it depends on) -> the strength that the one gives to the other.
         channels: Kernel -> the input channels of its layer that were selected for it, with their shares.
         maps: (layer, input channel) -> its map, ([t,] h, w); None where the layer has no positions.
+        ends: Layers at which the graph ends though others make their channels: no module of their own takes these, as
+            of `torch.nn.functional`, recurrences and `nn.MultiheadAttention`, so that they could not be recorded.
         rule: How contributions were computed.
         select: How channels were selected.
     """
@@ -38,6 +40,7 @@ class ClassGraph:
     edges: dict[tuple[Kernel, Kernel], float] = field(default_factory=dict)
     channels: dict[Kernel, dict[int, float]] = field(default_factory=dict)
     maps: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
 
     @property
     def layers(self) -> list[str]:
@@ -134,11 +137,15 @@ class ClassGraph:
 
         Raises:
             ValueError: If the suffix is another one, or ``inputs`` are several or no images or clips.
+            TypeError: If ``inputs`` are not one tensor.
             FileNotFoundError: If the folder is missing.
         """
         from .render import checked
 
         path = checked(path, SUFFIXES)
+        if inputs is not None and not isinstance(inputs, Tensor):
+            raise TypeError(f'inputs must be one tensor, of several that which is to be seen, got '
+                            f'{type(inputs).__name__}')
         if path.suffix == '.html':
             from .graph_html import page
 

@@ -79,8 +79,8 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
     evaluation mode and without gradient; kept for the model, as long as it has modules of the same names, types and
     shapes of parameters, and for inputs of these shapes. Layers without a module count, too (`torch.nn.functional`),
     but not those of what no input reaches. Where an operator is not known, its outputs count as made of all its inputs.
-    LayerNorm, GroupNorm and softmax, through which each channel changes all others a little, are passed as if they did
-    not.
+    A factor counts as a gate where it is smaller than what it scales, so not where maps have one position. LayerNorm,
+    GroupNorm and softmax, through which each channel changes all others a little, are passed as if they did not.
     """
     arguments = arguments_of(model, inputs)
     network = unwrap(model)

@@ -93,6 +93,8 @@ def find_layers(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         for stream, shape in enumerate(shapes):
             grid = find_grid(shape, size, batch, known=known, prefix=getattr(model, 'num_prefix_tokens', None),
                              channels_last=str(layout).endswith('NHWC'))
+            if grid and grid.size not in known:
+                known.append(grid.size)  # of which later tokens may have one more
             stride = grid and tuple(whole / cells for whole, cells in zip(size, grid.size))
             layers.append(LayerInfo(f'{name}[{stream}]' if len(shapes) > 1 else name, type(call.module).__name__,
                                     tuple(shape), grid, stride, side))

@@ -162,10 +162,10 @@ def kernel_ablation(model: nn.Module, inputs: Any, target: Any, layer: Layer, st
         layer: A module or a name, see `Explainer`; one layer, that takes (B, C, ...), or (B, ..., C) if it is
             `torch.nn.Linear` or has no C channels on the second axis.
         strengths: (B, C), or (C,) for all; the largest are the strongest.
-        share: Of the C channels that are set to 0, in 0..1; one at least.
+        share: Of the C channels that are set to 0, above 0 and at most 1; one channel at least.
 
     Raises:
-        ValueError: If ``share`` is outside of 0..1, ``layer`` is not one layer of the model that takes a tensor of
+        ValueError: If ``share`` is out of range, ``layer`` is not one layer of the model that takes a tensor of
             so many channels, or the target is not in the logits.
         TypeError: If ``target`` is no class.
     """

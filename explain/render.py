@@ -170,6 +170,9 @@ def _tubes(explanations: Explanation | Sequence[Explanation], inputs: Tensor, la
            ) -> Iterator[tuple[str, int, Frames, dict[str, np.ndarray]]]:
     """Of each explanation and input: label, number, frames, and layer -> tube (T, H, W) in 0..1."""
     explanations = [explanations] if isinstance(explanations, Explanation) else list(explanations)
+    for explanation in explanations:
+        if len(explanation.logits) != len(inputs):
+            raise ValueError(f'inputs must be the {len(explanation.logits)} that were explained, got {len(inputs)}')
     inputs = enlarged(inputs)
     size = tuple(inputs.shape[2:])
     clips = to_frames(inputs, mean, std)
@@ -204,6 +207,7 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
 
     Raises:
         ValueError: If the suffix is another one, inputs are missing, or an option has no such choice.
+        TypeError: If ``inputs`` are not one tensor.
         ImportError: If PyAV is missing for '.mp4'.
     """
     path = checked(path)
@@ -216,6 +220,8 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
         return
     if inputs is None:
         raise ValueError(f'inputs must be given to show an explanation as {path.suffix}, got None')
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f'inputs must be one tensor, of several that which is to be seen, got {type(inputs).__name__}')
     if path.suffix == '.html':
         from .html import page
 

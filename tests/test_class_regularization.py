@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from explain_helpers import narrow_slowfast
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorchvideo.models import hub as pytorchvideo_hub
@@ -69,6 +70,12 @@ def test_the_block_is_the_formula(channels, features, classes, strength, size, s
     assert (projection is None) == (channels == features)
     expected = reference(input, classifier.weight, projection, strength)
     torch.testing.assert_close(block(input), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_where_all_channels_have_the_same_part_none_is_scaled():
+    block = ClassRegularization(torch.nn.Linear(1, 3), 1, 0.3)
+    input = torch.randn(2, 1, 4, 4)
+    torch.testing.assert_close(block(input), input)
 
 
 def test_factors_reach_from_one_minus_to_one_plus_the_strength():
@@ -182,8 +189,17 @@ def test_slowfast_takes_its_list():
     model = pytorchvideo_hub.slowfast_r50(model_num_class=7).eval()
     clips = [torch.randn(1, 3, 8, 224, 224), torch.randn(1, 3, 32, 224, 224)]
     add_class_regularization(model, ['blocks.1', 'blocks.4'], input=clips)
-    assert [block.channels for block in model.class_regularization.blocks] == [256 + 64 + 256, 2304]
-    assert model.class_regularization.affinity('blocks.1').shape == (7, 576)
+    assert [block.channels for block in model.class_regularization.blocks] == [256 + 64 + 32, 2048 + 256]
+    assert model.class_regularization.affinity('blocks.1').shape == (7, 352)
+
+
+@torch.no_grad()
+def test_the_streams_of_slowfast_are_scaled_though_it_changes_its_lists():
+    model, clips = narrow_slowfast().eval(), [torch.randn(1, 3, 2, 64, 64), torch.randn(1, 3, 8, 64, 64)]
+    plain = model([*clips])
+    add_class_regularization(model, input=[*clips])
+    assert model([*clips]).shape == plain.shape and not torch.equal(model([*clips]), plain)
+    torch.testing.assert_close(remove_class_regularization(model)([*clips]), plain)
 
 
 def regularised(name='resnet18', strength=0.3, **options):

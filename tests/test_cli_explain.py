@@ -76,10 +76,12 @@ def test_class_tubes_are_fitted_to_a_folder_or_read_from_class_regularization(co
     for index in range(4):
         Image.new('RGB', (64, 64), (60 * index, 0, 255 - 60 * index)).save(tmp_path / 'images' / f'{index}.png')
     out = tmp_path / 'tube.npz'
-    assert 'layer must be fitted first' in failure('explain', photograph, '--method', 'class', '-o', out)
+    assert '--method class needs --fit FOLDER' in failure('explain', photograph, '--method', 'class', '-o', out)
+    (tmp_path / 'empty').mkdir()
+    assert 'nothing is in' in failure('explain', tmp_path / 'empty', '--method', 'eye', '-o', tmp_path / 'eye.png')
     lines = command('explain', photograph, '--method', 'class', '--fit', tmp_path / 'images', '--layer', 'layer4', '-o',
                     out)
-    assert re.fullmatch(r'4 files explain of the logits: layer4 \d+%', lines[0])
+    assert re.fullmatch(r'r2 of the logits, fitted to 4 files: layer4 0\.\d\d', lines[0])
     model = timm.create_model('resnet18_classreg', num_classes=3)
     write_safetensors(model.state_dict(), tmp_path / 'own.safetensors')
     command('explain', photograph, '--method', 'class', '--model', 'resnet18_classreg', '--checkpoint',

@@ -189,14 +189,26 @@ def test_where_all_maps_have_one_size_the_pyramid_is_the_tube():
                                SaliencyTubes(model).explain(clips, 1).fuse())
 
 
+def test_a_graph_says_where_it_ends_before_the_image():
+    class Functional(Tower):
+        def forward(self, image):
+            features = torch.nn.functional.conv2d(self.first(image), self.grouped.weight, groups=2)
+            return self.head(features.mean((2, 3)))
+
+    graph = ClassFeaturePyramid(Functional().eval()).graph(IMAGE, 0)
+    assert graph.layers == ['head', 'grouped'] and graph.ends == ['grouped']
+    assert ClassFeaturePyramid(Tower().eval()).graph(IMAGE, 0).ends == []
+
+
 def test_the_largest_logit_is_the_class_of_a_graph_without_a_target(tower):
     assert ClassFeaturePyramid(tower).graph(IMAGE).target == int(tower(IMAGE).argmax())
 
 
 @pytest.mark.parametrize('options, message', [
     (dict(depth=0), 'depth must be None or at least 1, got 0'), (dict(rule='exact'), 'rule must be one of grad'),
-    (dict(select='topk'), r"select must be one of \('topk', a number of at least 1\)"),
-    (dict(select=('topk', 0)), 'select'), (dict(select=('theta', 1.5)), 'select'),
+    (dict(select='topk'), r"select must be one of \('topk', a whole number of at least 1\)"),
+    (dict(select=('topk', 0)), 'select'), (dict(select=('topk', 2.5)), 'select'), (dict(select=([], 1)), 'select'),
+    (dict(select=('theta', 1.5)), 'select'),
     (dict(select=('mass', 0)), 'select')])
 def test_arguments_out_of_range(tower, options, message):
     with pytest.raises(ValueError, match=message):

@@ -28,6 +28,11 @@ def graph(clip=False, rule='grad'):
         maps={name: map_ if clip or map_ is None else map_.sum(0) for name, map_ in maps.items()})
 
 
+def test_a_list_of_streams_is_not_shown(tmp_path):
+    with pytest.raises(TypeError, match='inputs must be one tensor, of several that which is to be seen, got list'):
+        graph().save(tmp_path / 'graph.html', [torch.zeros(1, 3, 8, 8)])
+
+
 def test_layers_go_from_the_class_to_the_image():
     assert graph().layers == ['head', 'last', 'stem']
 

@@ -118,6 +118,22 @@ def test_positions_are_recognised(shape, size, options, expected):
     assert find_grid(shape, size, 2, **options) == expected
 
 
+@torch.no_grad()
+def test_tokens_that_come_before_their_size_is_told_have_the_grid_of_the_patches():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.norm, self.head = nn.Conv3d(3, 4, (2, 4, 4), (2, 4, 4)), nn.LayerNorm(4), nn.Linear(4, 2)
+
+        def forward(self, clip):
+            tokens = self.patches(clip).flatten(2).transpose(1, 2)
+            return self.head(self.norm(torch.cat([tokens[:, :1], tokens], 1))[:, 0])
+
+    # 1 + 8 * 28 * 28 is 3 * 41 * 51, too
+    grids = {layer.name: layer.grid for layer in find_layers(Tokens().eval(), torch.randn(1, 3, 16, 112, 112))}
+    assert grids['norm'] == Grid('tokens', (8, 28, 28), 1)
+
+
 def test_tokens_are_laid_out_row_by_row_behind_their_prefix():
     tokens = torch.arange(2 * 7 * 3).reshape(2, 7, 3)
     maps = Grid('tokens', (2, 3), 1).maps(tokens)

@@ -75,6 +75,16 @@ def test_what_cannot_be_shown(options, message):
         visualize_tube(**{'frames': np.zeros((2, 8, 8, 3), np.uint8), 'tube': np.zeros((2, 8, 8)), **options})
 
 
+def test_a_list_of_streams_is_not_shown(tmp_path):
+    with pytest.raises(TypeError, match='inputs must be one tensor, of several that which is to be seen, got list'):
+        explanation().save(tmp_path / 'tube.png', [inputs()])
+
+
+def test_inputs_are_as_many_as_were_explained(tmp_path):
+    with pytest.raises(ValueError, match='inputs must be the 2 that were explained, got 1'):
+        explanation(batch=2).save(tmp_path / 'tube.png', inputs())
+
+
 def test_a_caption_too_long_for_its_clip_is_cut():
     panel = np.zeros((1, 10, 60, 3), np.uint8)
     long = captioned(panel, 'a caption that does not fit')

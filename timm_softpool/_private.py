@@ -8,10 +8,8 @@ import torch
 from torch import nn
 from torch._jit_internal import BroadcastingList2  # type: ignore[attr-defined]  # int | list[int] of TorchScript
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode  # PyTorch's notes on extending it name it so
 
-__all__ = ['BroadcastingList2', 'TorchDispatchMode', 'forward_ad_active', 'functorch_active', 'move_hooks',
-           'parallel_for']
+__all__ = ['BroadcastingList2', 'forward_ad_active', 'functorch_active', 'move_hooks', 'parallel_for']
 
 for _owner, _name in ((torch._C, '_are_functorch_transforms_active'), (forward_ad, '_current_level')):
     if not hasattr(_owner, _name):

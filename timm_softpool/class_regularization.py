@@ -33,7 +33,7 @@ class ClassRegularization(nn.Module):
 
         V = W P^T                      (K, C)    each class's weights at this layer
         k = argmax_k z . V[k]          (N,)      the guess, without a label
-        u = z * V[k], from its least to its largest channel scaled to 0..1
+        u = z * V[k], from its least to its largest channel scaled to 0..1 (1/2 if all are the same)
         out = input * (1 + strength * (2 u - 1))
 
     A reconstruction (see the module's docstring). P starts with normal values of variance 1 / C, which keeps the
@@ -149,7 +149,8 @@ def channel_scales(means: Tensor, weight: Tensor, projection: Tensor | None, str
     part = means * chosen
     least, most = part.aminmax(dim=1, keepdim=True)
     span = most - least
-    return 1 - strength + 2 * strength * (part - least) / (span + (span == 0))
+    flat = span == 0  # nothing to choose between: the factor is 1
+    return 1 - strength + strength * (2 * (part - least) + flat) / (span + flat)
 
 
 class ClassRegularizations(nn.Module):
@@ -348,8 +349,11 @@ def _outputs(model: Any, layers: list[nn.Module], input: Any) -> list[Any]:
         first = next((module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))), None)
         input = torch.zeros(1, first.in_channels if first else 3, *frames, *size, device='meta')
     found: dict[nn.Module, Any] = {}
-    handles = [layer.register_forward_hook(lambda module, _, output: found.__setitem__(module, output))
-               for layer in layers]
+
+    def keep(layer: nn.Module, _: Any, output: Any) -> None:
+        found[layer] = [*output] if isinstance(output, list) else output  # SlowFast changes its lists
+
+    handles = [layer.register_forward_hook(keep) for layer in layers]
     tensors = {name: tensor.to('meta') for named in (model.named_parameters, model.named_buffers)
                for name, tensor in named()}
     try:

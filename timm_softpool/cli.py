@@ -185,12 +185,15 @@ def _class(arguments: argparse.Namespace, model: Any) -> None:
     """class tubes, weights of a whole layer, from Class Regularization or fitted to the files of --fit"""
     from explain import ClassTubes
 
+    if not (arguments.fit or hasattr(model, 'class_regularization')):
+        raise UserError('--method class needs --fit FOLDER, with some hundred images or videos, or a model with Class '
+                        'Regularization')
     explainer = ClassTubes(model, arguments.layer or 'auto')
     if arguments.fit:
         files = _files(arguments.fit)
         explainer.fit(x for path in files for x in _inputs(path, model, clips=1))
-        print(f'{len(files)} files explain of the logits: '
-              + ', '.join(f'{layer} {r2:.0%}' for layer, r2 in explainer.r2.items()))
+        print(f'r2 of the logits, fitted to {len(files)} files: '
+              + ', '.join(f'{layer} {r2:.2f}' for layer, r2 in explainer.r2.items()))
     _show(arguments, model, explainer)
 
 
@@ -247,7 +250,10 @@ EXPLAINERS = {'tubes': _tubes, 'class': _class, 'pyramid': _pyramid, 'eye': _eye
 
 def _files(paths: Sequence[Path]) -> list[Path]:
     """The files, and those in the folders."""
-    return [path for given in paths for path in (sorted(given.iterdir()) if given.is_dir() else [given])]
+    files = [path for given in paths for path in (sorted(given.iterdir()) if given.is_dir() else [given])]
+    if not files:
+        raise UserError(f'nothing is in {", ".join(map(str, paths))}')
+    return files
 
 
 def _pixels(model: Any) -> dict[str, Any]:
