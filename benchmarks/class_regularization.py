@@ -54,8 +54,11 @@ def cost(device: str, rounds: int) -> None:
         if not timm.is_model(name):
             print(f'{name} is left out: it needs PyTorchVideo')
             continue
-        plain, regularized = (training_step(name + suffix, device) for suffix in ('', '_classreg'))
-        pairs = [(milliseconds(plain), milliseconds(regularized)) for _ in range(rounds)]
+        steps = [training_step(name + suffix, device) for suffix in ('', '_classreg')]
+        pairs = []
+        for turn in range(rounds):
+            times = {which: milliseconds(steps[which]) for which in ((0, 1), (1, 0))[turn % 2]}
+            pairs.append((times[0], times[1]))
         report['results'][name] = {
             'input': size, 'plain_ms': statistics.median(pair[0] for pair in pairs),
             'classreg_ms': statistics.median(pair[1] for pair in pairs),

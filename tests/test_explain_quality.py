@@ -250,12 +250,13 @@ def test_a_little_noise_changes_little(study, explainer):
 @pytest.mark.parametrize('metric', ['PointingGame', 'RelevanceMassAccuracy', 'RelevanceRankAccuracy',
                                     'TopKIntersection', 'Sparseness', 'Complexity', 'PixelFlipping', 'MaxSensitivity'])
 def test_the_metrics_of_quantus_take_the_explainers(plain, metric):
-    quantus = pytest.importorskip('quantus', reason='quantus is not installed')
+    quantus = pytest.importorskip('quantus', reason='quantus is not among the test extras, as it installs another OpenCV over theirs')
 
     def explain(model, inputs, targets, **options):
         return ClassFeaturePyramid(model).explain(torch.as_tensor(inputs), torch.as_tensor(targets)).fuse().numpy()
 
-    clips, classes, masks = (values[:4].numpy() for values in plain.held[:4][:3])
+    held = plain.held[:4]
+    clips, classes, masks = held.clips.numpy(), held.classes.numpy(), held.masks.numpy()
     values = getattr(quantus, metric)(disable_warnings=True)(
         plain.model, clips, classes, explain(plain.model, clips, classes), s_batch=masks[:, None],
         explain_func=explain, channel_first=True)
