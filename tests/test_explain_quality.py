@@ -250,7 +250,7 @@ def test_a_little_noise_changes_little(study, explainer):
 @pytest.mark.parametrize('metric', ['PointingGame', 'RelevanceMassAccuracy', 'RelevanceRankAccuracy',
                                     'TopKIntersection', 'Sparseness', 'Complexity', 'PixelFlipping', 'MaxSensitivity'])
 def test_the_metrics_of_quantus_take_the_explainers(plain, metric):
-    quantus = pytest.importorskip('quantus', reason='quantus is not among the test extras, as it installs another OpenCV over theirs')
+    quantus = pytest.importorskip('quantus', reason='no test extra, as it installs another OpenCV over theirs')
 
     def explain(model, inputs, targets, **options):
         return ClassFeaturePyramid(model).explain(torch.as_tensor(inputs), torch.as_tensor(targets)).fuse().numpy()
