@@ -122,7 +122,12 @@ class ShapeNet(nn.Module):
 
 
 def train(model, data, epochs, lr=1e-2, batch=32, seed=0):
-    """AdamW with one cycle of the learning rate; in place, gives the model in evaluation mode."""
+    """AdamW with one cycle of the learning rate; in place, gives the model in evaluation mode.
+
+    On one thread: with more, sums have another order, and another network comes out.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
     batches = len(data.clips) // batch
@@ -136,4 +141,5 @@ def train(model, data, epochs, lr=1e-2, batch=32, seed=0):
             loss.backward()
             optimizer.step()
             schedule.step()
+    torch.set_num_threads(threads)
     return model.eval()
