@@ -55,7 +55,7 @@ def test_the_speed_that_the_page_claims_of_the_tubes_was_measured(monkeypatch):
     for rows in json.loads(script.REPORT.read_text())['results'].values():
         assert all(rows[tube]['forwards'] < 1.3 for tube in (script.TUBE, script.BY_GRADIENT) if tube in rows)
         assert rows['grad-cam GradCAM']['ratio'] > 2.5
-        assert min(rows[peer]['ratio'] for peer in ('captum LayerGradCam', 'torchcam GradCAM')) >= 0.925
+        assert min(rows[peer]['ratio'] for peer in ('captum LayerGradCam', 'torchcam GradCAM')) >= 0.915
         assert all(row['correlation'] >= 0.99 for name, row in rows.items()
                    if name not in (script.FORWARD, script.OTHER_MAP))
 
