@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import timm
 import torch
+from pages import markdown, spread, with_tables
 from pooling import keep_freed_memory, milliseconds, processor
 from training import RESULTS, ROOT, command, measure, read
 
@@ -69,33 +70,28 @@ def cost(device: str, rounds: int) -> None:
 
 def cost_table() -> str:
     report = json.loads(COST.read_text())
-    lines = [f'{report["processor"]}, {report["threads"]} threads, torch {report["torch"]}, float32, medians of '
-             f'{report["rounds"]} steps in turn:', '', '| network | input | without, ms | with, ms | ratio |',
-             '|---|---|---|---|---|']
-    for name, row in report['results'].items():
-        lines.append(f'| `{name}` | {" x ".join(map(str, row["input"]))} | {row["plain_ms"]:.1f} | '
-                     f'{row["classreg_ms"]:.1f} | {row["ratio"]:.3f} |')
-    return '\n'.join(lines)
+    head = (f'{report["processor"]}, {report["threads"]} threads, torch {report["torch"]}, float32, medians of '
+            f'{report["rounds"]} steps in turn:')
+    lines = [[f'`{name}`', ' x '.join(map(str, row['input'])), f'{row["plain_ms"]:.1f}', f'{row["classreg_ms"]:.1f}',
+              f'{row["ratio"]:.3f}'] for name, row in report['results'].items()]
+    return f'{head}\n\n{markdown(["network", "input", "without, ms", "with, ms", "ratio"], lines)}'
 
 
 def accuracy_table() -> str:
     """Top-1 in %, mean and sample deviation of the runs, and of the differences run by run."""
     rows = read(TRAINED)
-    lines = ['| recipe | network | runs | without | with | difference |', '|---|---|---|---|---|---|']
+    lines = []
     for (recipe, network), runs in RUNS.items():
         without, with_ = ([rows[' '.join(command(recipe, network + suffix, run))]['top1'] for run in runs]
                           for suffix in ('', '_classreg'))
-        cells = [f'{statistics.mean(scores):{sign}.2f} ± {statistics.stdev(scores):.2f}' for sign, scores in
-                 (('', without), ('', with_), ('+', [b - a for a, b in zip(without, with_)]))]
-        lines.append(f'| `{recipe}` | `{network}` | {len(runs)} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+        lines.append([f'`{recipe}`', f'`{network}`', str(len(runs)), spread(without), spread(with_),
+                      spread([b - a for a, b in zip(without, with_)], '+')])
+    return markdown(['recipe', 'network', 'runs', 'without', 'with', 'difference'], lines)
 
 
 def update(text: str) -> str:
     """The page with its tables made anew, each between a pair of marks."""
-    parts = text.split(MARK)
-    parts[1::2] = [f'\n{table}\n' for table in (cost_table(), accuracy_table())]
-    return MARK.join(parts)
+    return with_tables(text, MARK, (cost_table(), accuracy_table()))
 
 
 def main() -> None:

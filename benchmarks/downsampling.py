@@ -23,6 +23,7 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pages import markdown
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from timm.layers import BlurPool2d
@@ -125,23 +126,24 @@ def scores_table(dataset: str) -> str:
         for size in SIZES:
             rows = [results[size][pool][metric] for pool in POOLS]
             means = [f'{row["mean"]:.{digits}f}' for row in rows]
-            columns.append([f'{metric} {size}', '---', *(
+            columns.append([f'{metric} {size}', *(
                 ('**' + score + '**' if score == max(means, key=float) else score) + f' ± {row["deviation"]:.{digits}f}'
                 for score, row in zip(means, rows))])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in zip(['pooling', '---', *POOLS], *columns))
+    head, *lines = zip(['pooling', *POOLS], *columns)
+    return markdown(head, lines)
 
 
 def differences_table() -> str:
     """SoftPool minus each other pooling, and in how many of the photographs it is better."""
     columns = [(metric, size) for metric in METRICS for size in SIZES]
-    lines = [['data', 'SoftPool minus', *map(' '.join, columns)], ['---'] * (2 + len(columns))]
+    lines = []
     for dataset, results in json.loads(RESULTS.read_text())['results'].items():
         for pool in list(POOLS)[1:]:
             rows = [(results[size][pool][metric], METRICS[metric]) for metric, size in columns]
             lines.append([dataset, pool, *(f'{row["softpool_minus_this"]:+.{digits}f} '
                                            f'({row["softpool_better"]}/{results["photographs"]})'
                                            for row, digits in rows)])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown(['data', 'SoftPool minus', *map(' '.join, columns)], lines)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import downsampling
 import latency
 import pools
 import video
+from pages import markdown, with_tables
 from training import RESULTS, ROOT, read
 
 PAGE, MARK = ROOT / 'docs' / 'evidence.md', '<!-- benchmarks/evidence.py -->'
@@ -20,8 +21,8 @@ MODELS = RESULTS / 'cpu_models.json'
 def networks_table() -> str:
     """Parameters, MAC and latency of each trained network for each input, and beside the plain one's."""
     report = json.loads(latency.LATENCY.read_text())
-    lines = [['network', 'input', 'parameters, M', '/ plain', 'MAC, M', '/ plain', 'inference, ms', '/ plain'],
-             ['---'] * 8]
+    titles = ['network', 'input', 'parameters, M', '/ plain', 'MAC, M', '/ plain', 'inference, ms', '/ plain']
+    lines = []
     for size, rows in latency.trained().items():
         plain = next(iter(rows.values()))
         for name, row in rows.items():
@@ -32,18 +33,17 @@ def networks_table() -> str:
     threads = f'{report["threads"]} thread' + 's' * (report['threads'] > 1)
     head = (f'{report["processor"]}, {threads}, torch {report["torch"]}, float32, '
             f'medians of {report["rounds"]} rounds in turn:')
-    return '\n'.join([head, '', *(f'| {" | ".join(line)} |' for line in lines)])
+    return f'{head}\n\n{markdown(titles, lines)}'
 
 
 def resnet50_table() -> str:
     """resnet50_softpool beside resnet50."""
     report = json.loads(MODELS.read_text())
-    lines = [f'{report["processor"]}, {report["threads"]} threads, torch {report["torch"]}, float32, '
-             f'{report["batch"]} images of 224 px, medians of {report["rounds"]} rounds in turn:', '',
-             '| step | `resnet50`, ms | `resnet50_softpool`, ms | ratio |', '| --- | --- | --- | --- |']
-    lines += [f'| {step} | {row["resnet50_ms"]:.0f} | {row["resnet50_softpool_ms"]:.0f} | {row["ratio"]:.2f} |'
-              for step, row in report['results'].items()]
-    return '\n'.join(lines)
+    head = (f'{report["processor"]}, {report["threads"]} threads, torch {report["torch"]}, float32, '
+            f'{report["batch"]} images of 224 px, medians of {report["rounds"]} rounds in turn:')
+    lines = [[step, f'{row["resnet50_ms"]:.0f}', f'{row["resnet50_softpool_ms"]:.0f}', f'{row["ratio"]:.2f}']
+             for step, row in report['results'].items()]
+    return f'{head}\n\n{markdown(["step", "`resnet50`, ms", "`resnet50_softpool`, ms", "ratio"], lines)}'
 
 
 def update(text: str) -> str:
@@ -53,9 +53,7 @@ def update(text: str) -> str:
               downsampling.differences_table(), pools.table(), class_regularization.accuracy_table(),
               video.table(rows, 'camera_motion'), video.table(rows, 'fir_action'),
               networks_table(), resnet50_table(), class_regularization.cost_table()]
-    parts = text.split(MARK)
-    parts[1::2] = [f'\n{table}\n' for table in tables]
-    return MARK.join(parts)
+    return with_tables(text, MARK, tables)
 
 
 if __name__ == '__main__':

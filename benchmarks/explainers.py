@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
+from pages import markdown, with_tables
 from pooling import keep_freed_memory, processor
 from torch import Tensor, nn
 from training import RESULTS, ROOT
@@ -155,13 +156,13 @@ def measure(name: str, size: tuple[int, ...], layer: str, rounds: int) -> dict[s
 def table(report: dict[str, Any], key: str) -> str:
     """``key`` of every row, a column for each case."""
     cases = report['results']
-    lines = [['', *cases], ['---'] * (1 + len(cases))]
+    lines = []
     if key == 'forwards':
         lines.append([f'{FORWARD}, ms', *(f'{case[FORWARD]["ms"]:.0f}' for case in cases.values())])
     labels = [label for label in next(iter(cases.values())) if label != FORWARD]
     lines += [[label, *(f'{case[label][key]:.2f}' if label in case else '–' for case in cases.values())]
               for label in labels]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown(['', *cases], lines)
 
 
 def update(text: str) -> str:
@@ -170,9 +171,7 @@ def update(text: str) -> str:
     peers = ', '.join(f'{name} {number}' for name, number in report['peers'].items())
     head = (f'{report["processor"]}, one thread, torch {report["torch"]}, {peers}, float32, medians of '
             f'{report["rounds"]} rounds in turn:')
-    parts = text.split(MARK)
-    parts[1::2] = [f'\n{head}\n\n{table(report, "forwards")}\n', f'\n{table(report, "ratio")}\n']
-    return MARK.join(parts)
+    return with_tables(text, MARK, [f'{head}\n\n{table(report, "forwards")}', table(report, 'ratio')])
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ The pool is the only one in the network but for the global average. It halves th
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import mean, stdev
 from typing import Any
 
+from pages import markdown, spread
 from timm.layers import BlurPool2d
 from torch import nn
 from training import RESULTS, command, measure, read
@@ -42,23 +42,20 @@ def with_pool(pool: Callable[[], nn.Module]) -> Callable[[Any], Any]:
 for suffix, pool in POOLS.items():
     register_twins(__name__, ['resnet18'], with_pool(pool), Kind(suffix, {}, f'pooling by {suffix[1:]}'))
 
+
 def table() -> str:
     """Top-1 in %: mean and sample deviation over the seeds, and of the differences from the maximum seed by seed."""
     rows = read(TRAINED)
     scores = {network: {seed: rows[key]['top1'] for seed in SEEDS
                         if (key := ' '.join(command(RECIPE, network, f'seed={seed}'))) in rows} for network in NETWORKS}
-    lines = ['| pool | network | seeds | top-1, % | minus the maximum |', '| --- | --- | --- | --- | --- |']
+    lines = []
     for network, pool in NETWORKS.items():
         if not scores[network]:
             continue  # until it is trained
         less = [score - scores['resnet18'][seed] for seed, score in scores[network].items()]
-        cells = [spread([*scores[network].values()]), spread(less, '+') if any(less) else '']
-        lines.append(f'| {pool} | `{network}` | {len(less)} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
-
-
-def spread(values: list[float], sign: str = '') -> str:
-    return f'{mean(values):{sign}.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+        lines.append([pool, f'`{network}`', str(len(less)), spread([*scores[network].values()]),
+                      spread(less, '+') if any(less) else ''])
+    return markdown(['pool', 'network', 'seeds', 'top-1, %', 'minus the maximum'], lines)
 
 
 if __name__ == '__main__':

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from statistics import mean, stdev
+from statistics import mean
 
+from pages import markdown, spread, with_tables
 from training import RESULTS, ROOT, command, measure, read
 
 TRAINED, CONTROL = RESULTS / 'video.jsonl', RESULTS / 'video_control.json'
@@ -53,28 +54,25 @@ def control() -> None:
 def table(rows: dict[str, dict], recipe: str) -> str:
     """One line for each network: its accuracy in each run, mean and sample deviation of folds, size and time."""
     runs, is_folds = RUNS[recipe], recipe == 'fir_action'
-    lines = [['network', *(re.sub(r' validate_epochs=\d+', '', run).replace('=', ' ') for run in runs),
-              *['mean ± deviation'] * is_folds, 'parameters, M', 'MAC, M', 'training, s']]
-    lines.append(['---'] * len(lines[0]))
+    head = ['network', *(re.sub(r' validate_epochs=\d+', '', run).replace('=', ' ') for run in runs),
+            *['mean ± deviation'] * is_folds, 'parameters, M', 'MAC, M', 'training, s']
+    lines = []
     for network in NETWORKS:
         found = [rows[' '.join(command(recipe, network, run))] if network in runs[run] else None for run in runs]
         scores = [row['top1'] for row in found if row]
         lines.append([f'`{network}`', *(f'{row["top1"]:.2f}' if row else '' for row in found),
-                      *([f'{mean(scores):.2f} ± {stdev(scores):.2f}'] if is_folds else []),
+                      *([spread(scores)] if is_folds else []),
                       f'{found[0]["parameters"] / 1e6:.2f}', f'{found[0]["macs"] / 1e6:.1f}',
                       f'{mean(row["seconds"] for row in found) if is_folds else found[0]["seconds"]:.0f}'])
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+    return markdown(head, lines)
 
 
 def update(text: str) -> str:
     """The page with its tables made anew, each between a pair of marks."""
-    parts, rows = text.split(MARK), read(TRAINED)
-    scores = [['clips', 'top-1, %'], ['---'] * 2,
-              *([name, f'{score:.2f}'] for name, score in json.loads(CONTROL.read_text()).items())]
-    tables = [table(rows, 'camera_motion'), '\n'.join('| ' + ' | '.join(line) + ' |' for line in scores),
-              table(rows, 'fir_action')]
-    parts[1::2] = [f'\n{text}\n' for text in tables]
-    return MARK.join(parts)
+    rows = read(TRAINED)
+    scores = [[name, f'{score:.2f}'] for name, score in json.loads(CONTROL.read_text()).items()]
+    return with_tables(text, MARK, [table(rows, 'camera_motion'), markdown(['clips', 'top-1, %'], scores),
+                                    table(rows, 'fir_action')])
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .capture import Capture, Forward, Tap, arguments_of, capture, map_tensors, precise, tensors_of
+from .capture import Capture, Forward, Tap, arguments_of, capture, map_tensors, precise, signature_of, tensors_of
 from .layers import Layer, LayerInfo, Size, find_layers, input_size, last_spatial_layer, resolve
 
 FUSIONS = ('mean', 'max', 'product')
@@ -127,7 +127,7 @@ class Explainer:
     def _maps(self, run: Capture, arguments: tuple[Any, ...], logits: Tensor, scores: Tensor,
               target: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The explanation's ``maps`` and ``meta`` of a recorded pass; ``scores`` (B,) are what is explained."""
-        raise NotImplementedError
+        raise NotImplementedError(f'{type(self).__name__} must define _maps')  # abstract
 
     # What they can use.
 
@@ -138,7 +138,7 @@ class Explainer:
             ValueError: If it means nothing, or something that has no maps.
         """
         layer = self.layer if layer is None else layer
-        signature = tuple((tensor.ndim, *tensor.shape[1:]) for tensor in tensors_of(arguments))
+        signature = signature_of(arguments)
         found, auto = self._found.get(signature, (None, None))
         if found is None:
             found = find_layers(self.model, arguments, forward=self.forward)

@@ -98,6 +98,11 @@ def tensors_of(value: Any) -> list[Tensor]:
     return found
 
 
+def signature_of(arguments: Any) -> tuple[Any, ...]:
+    """What is the same of arguments whose layers have the same grids: their shapes but for the batch."""
+    return tuple((tensor.ndim, *tensor.shape[1:]) for tensor in tensors_of(arguments))
+
+
 def arguments_of(model: nn.Module, inputs: Any, additional_forward_args: Any = None,
                  forward: Forward | None = None) -> tuple[Any, ...]:
     """The positional arguments of ``model``: a tuple of inputs is several arguments, a list is one (SlowFast).

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import base
-from .capture import Capture, Tap, arguments_of, capture, named_layers, precise, tensors_of
+from .capture import Capture, Tap, arguments_of, capture, named_layers, precise, signature_of, tensors_of
 from .channels import FlowLayer
 from .class_graph import ClassGraph
 from .flow import FlowGraph, Kernel, flow_graph
@@ -112,7 +112,7 @@ class ClassFeaturePyramid(SaliencyTubes):
 
     def _inputs(self, arguments: tuple[Any, ...]) -> list[LayerInfo]:
         """What the layers with weights take, in the order in which they end."""
-        signature = tuple((tensor.ndim, *tensor.shape[1:]) for tensor in tensors_of(arguments))
+        signature = signature_of(arguments)
         if signature not in self._read:
             modules = named_layers(self.model)
             self._read[signature] = [

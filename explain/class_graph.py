@@ -140,12 +140,11 @@ class ClassGraph:
             TypeError: If ``inputs`` are not one tensor.
             FileNotFoundError: If the folder is missing.
         """
-        from .render import checked
+        from .render import check_one_tensor, checked
 
         path = checked(path, SUFFIXES)
-        if inputs is not None and not isinstance(inputs, Tensor):
-            raise TypeError(f'inputs must be one tensor, of several that which is to be seen, got '
-                            f'{type(inputs).__name__}')
+        if inputs is not None:
+            check_one_tensor(inputs)
         if path.suffix == '.html':
             from .graph_html import page
 

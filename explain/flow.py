@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .capture import arguments_of, map_tensors, tensors_of, undisturbed, unwrap
+from .capture import arguments_of, map_tensors, signature_of, tensors_of, undisturbed, unwrap
 from .channels import ChannelFlow
 from .kernel_sets import NumberedKernel
 
@@ -84,7 +84,7 @@ def flow_graph(model: nn.Module, *inputs: Any) -> FlowGraph:
     """
     arguments = arguments_of(model, inputs)
     network = unwrap(model)
-    key = (tuple(tuple(tensor.shape[1:]) for tensor in tensors_of(arguments)),
+    key = (signature_of(arguments),
            tuple((name, type(module), *(parameter.shape for parameter in module.parameters(recurse=False)))
                  for name, module in network.named_modules()))
     graphs = _GRAPHS.setdefault(network, {})

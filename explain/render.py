@@ -220,8 +220,7 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
         return
     if inputs is None:
         raise ValueError(f'inputs must be given to show an explanation as {path.suffix}, got None')
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f'inputs must be one tensor, of several that which is to be seen, got {type(inputs).__name__}')
+    check_one_tensor(inputs)
     if path.suffix == '.html':
         from .html import page
 
@@ -233,6 +232,11 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
         data = panels(explanations, inputs, style=style, **options)
     with written(path) as file:
         WRITERS[path.suffix](file, data, fps)
+
+
+def check_one_tensor(inputs: Any) -> None:
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f'inputs must be one tensor, of several that which is to be seen, got {type(inputs).__name__}')
 
 
 def checked(path: str | Path, suffixes: Sequence[str] = ()) -> Path:

@@ -1,6 +1,5 @@
 """Class Regularization: the formula, on any classifier of either zoo, in every way a model is used."""
 import copy
-import io
 import pickle
 import re
 import subprocess
@@ -10,38 +9,18 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from classreg_helpers import CLIPS, IMAGES, create
 from explain_helpers import narrow_slowfast
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorchvideo.models import hub as pytorchvideo_hub
 from torch import nn
 
-import video_plugins
 from timm_softpool import (
     ClassRegularization,
     add_class_regularization,
-    convert_checkpoint,
-    list_models,
     remove_class_regularization,
 )
-from timm_softpool.models.classreg_twins import ARCHITECTURES
-
-# A small one of many families of timm, and PyTorchVideo's and our networks for clips.
-IMAGES = '''
-    resnet18 densenet121 convnext_atto efficientnet_b0 vgg11 dpn68 mobilenetv3_small_050 regnetx_002 resnetv2_18
-    test_nfnet dla34 repvgg_a0 ghostnet_050 hrnet_w18_small edgenext_xx_small mobilevit_xxs
-'''.split()
-CLIPS = 'r3d_18_w16 srtg_r3d_18_w16 fast_r3d_18_w16 mtnet_xs_w16 slow_r50 x3d_xs'.split()
-
-
-def create(name, **options):
-    """A classifier with 7 classes, and an input for it."""
-    torch.manual_seed(0)
-    if timm.is_model(name):
-        model, is_video = timm.create_model(name, num_classes=7, **options), name in video_plugins.list_models()
-    else:
-        model, is_video = video_plugins.models.create_from_pytorchvideo(name, model_num_class=7, **options), True
-    return model.eval(), torch.randn((2, 3, 4, 33, 40) if is_video else (2, 3, 64, 96))
 
 
 def reference(input, weight, projection, strength):
@@ -363,54 +342,3 @@ def test_what_cannot_be_regularised_says_why_and_is_left_as_it_was(make, error, 
     with pytest.raises(error, match=message):
         make(model)
     assert hasattr(model, 'class_regularization') or str(model) == before
-
-
-# By name
-
-def test_twins_are_listed_by_timm_and_here():
-    assert {'resnet50_classreg', 'resnext50_32x4d_classreg', 'densenet121_classreg'} < set(list_models('*_classreg'))
-    assert {'r3d_50_classreg', 'r2plus1d_18_classreg', 'slow_r50_classreg', 'csn_r101_classreg', 'x3d_m_classreg',
-            'mtnet_s_classreg'} < set(video_plugins.list_models()) & set(timm.list_models('*_classreg'))
-    assert len(ARCHITECTURES) > 80
-
-
-@pytest.mark.parametrize('name', ['resnet18', 'resnext50_32x4d', 'densenet121', 'r3d_18_w16', 'mtnet_xs_g8_w16'])
-@torch.no_grad()
-def test_a_plain_checkpoint_and_its_twin_s_go_into_each_other(name):
-    (plain, input), (twin, _) = create(name), create(f'{name}_classreg', strength=0)
-    buffer = io.BytesIO()
-    torch.save(plain.state_dict(), buffer)
-    buffer.seek(0)
-    twin.load_state_dict(convert_checkpoint(torch.load(buffer, weights_only=True), f'{name}_classreg'))
-    assert torch.equal(twin(input), plain(input))
-    assert remove_class_regularization(twin).state_dict().keys() == plain.state_dict().keys()
-
-
-@torch.no_grad()
-def test_a_twin_s_own_checkpoint_loads_whole(tmp_path):
-    twin, input = create('resnet18_classreg')
-    torch.save(twin.state_dict(), tmp_path / 'mine.pth')
-    again = timm.create_model('resnet18_classreg', num_classes=7, pretrained=True, pretrained_cfg_overlay=dict(
-        file=str(tmp_path / 'mine.pth'), num_classes=7)).eval()
-    assert torch.equal(again(input), twin(input))
-
-
-@torch.no_grad()
-def test_a_feature_network_of_a_twin_is_the_plain_one():
-    torch.manual_seed(0)
-    plain = timm.create_model('resnet18', features_only=True).eval()
-    torch.manual_seed(0)
-    twin = timm.create_model('resnet18_classreg', features_only=True).eval()
-    input = torch.randn(1, 3, 64, 64)
-    assert all(map(torch.equal, plain(input), twin(input)))
-
-
-@pytest.mark.parametrize('name', ['slow_r50', 'x3d_xs', 'csn_r101'])
-@torch.no_grad()
-def test_pytorchvideo_s_networks_give_the_logits_of_the_originals(name):
-    original = getattr(pytorchvideo_hub, name)(model_num_class=7).eval()
-    original.blocks[-1].activation = None
-    twin = video_plugins.create_model(f'{name}_classreg', num_classes=7, strength=0).eval()
-    twin.load_state_dict(original.state_dict())
-    clip = torch.randn(1, 3, *{'slow_r50': (8, 224, 224), 'x3d_xs': (4, 160, 160), 'csn_r101': (32, 224, 224)}[name])
-    torch.testing.assert_close(twin(clip), original(clip), rtol=1e-4, atol=1e-5)

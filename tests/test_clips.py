@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from video_plugins import clip_config, create_model, load_clip, load_clips
 
-av = pytest.importorskip('av')
+av = pytest.importorskip('av', reason="needs the extra 'video'")
 
 RAW = dict(size=48, mean=(0, 0, 0), std=(1, 1, 1))  # the pixels themselves, 0..1, of a video of 48 px
 
