@@ -260,8 +260,7 @@ def select(logits: Tensor, target: Any) -> tuple[Tensor, Tensor | None]:
             raise ValueError(f'target must have {"an index" if axes == 1 else f"{axes} indices"} for each of the '
                              f'{batch} inputs, got {target!r}')
         index = index.expand(batch, axes)
-    limits = torch.tensor(logits.shape[1:], device=logits.device)
-    if ((index < 0) | (index >= limits)).any():
+    if not all(0 <= part < limit for row in index.tolist() for part, limit in zip(row, logits.shape[1:])):
         raise ValueError(f'target must be in the logits of shape {tuple(logits.shape)}, got {target!r}')
     scores = logits[(torch.arange(batch, device=logits.device), *index.unbind(1))]
     return scores, index[:, 0] if index.shape[1] == 1 else index

@@ -79,6 +79,23 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     return names
 
 
+def layer_named(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name in `named_layers`, without a walk through all of them where that can be.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        if name:
+            return model.get_submodule(name)
+    except AttributeError:
+        pass
+    layers = named_layers(model)
+    if name not in layers:
+        raise ValueError(f'layer must be the name of a module, got {name!r}')
+    return layers[name]
+
+
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """``value`` with each tensor in its tuples, lists and dictionaries replaced; the containers are new ones."""
     if isinstance(value, Tensor):
@@ -215,12 +232,9 @@ def capture(model: nn.Module, arguments: tuple[Any, ...], taps: Iterable[Tap | s
             arguments = map_tensors(Tensor.detach, arguments)
         if gradient == 'all':  # not themselves, as the model may change them in place
             arguments = map_tensors(lambda tensor: tensor.requires_grad_(tensor.is_floating_point()).clone(), arguments)
-        layers = named_layers(network) if run.values else {}
         with ExitStack() as hooks:
             for tap in run.values:
-                if tap.name not in layers:
-                    raise ValueError(f'layer must be the name of a module, got {tap.name!r}')
-                layer = layers[tap.name]
+                layer = layer_named(network, tap.name)
                 handle = layer.register_forward_pre_hook(on_input(tap)) if tap.side == 'input' else \
                     layer.register_forward_hook(on_output(tap))
                 hooks.callback(handle.remove)

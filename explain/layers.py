@@ -164,7 +164,8 @@ def resolve(model: nn.Module, layer: Layer, layers: Sequence[LayerInfo], auto: s
         raise TypeError(f'layer must be a module, a name, an index or a list of these, got {layer!r}')
     if layer == 'auto' and auto is not None:
         layer = auto
-    whole = [info for info in layers if layer in (info.name, info.name.partition('[')[0], info.module)]
+    whole = [info for info in layers if info.name.startswith(layer)
+             and layer in (info.name, info.name.partition('[')[0], info.module)]
     found = whole or [info for info in layers if _matches(layer, info.module)]
     if not found:
         raise ValueError(f'layer must name a module that the model calls with these inputs, got {layer!r}; '
