@@ -7,7 +7,7 @@ import timm
 
 import video_plugins  # noqa: F401  (registers the video networks)
 from timm_softpool import pretrained
-from timm_softpool.pretrained import PUBLISHED, file_hash
+from timm_softpool.pretrained import PUBLISHED, file_hash, tomllib
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -33,6 +33,15 @@ def test_the_files_of_the_checkout_are_the_published_ones():
     expected = {entry['file']: entry['sha256'] for entry in PUBLISHED.values() if 'sha256' in entry}
     folder = Path(__file__).parents[1] / 'weights'
     assert {path.name: file_hash(path) for path in folder.glob('*.safetensors')}.items() <= expected.items()
+
+
+def test_a_wheel_carries_less_than_30_mb_of_weights():
+    root = Path(__file__).parents[1]
+    left_out = tomllib.loads((root / 'pyproject.toml').read_text())['tool']['setuptools']['exclude-package-data']
+    carried = [path for path in root.glob('weights/*.safetensors')
+               if not any(path.match(pattern) for pattern in left_out['timm_softpool.weights'])]
+    assert carried
+    assert sum(path.stat().st_size for path in carried) < 30e6
 
 
 def test_the_first_tag_of_a_model_is_its_default():
