@@ -12,7 +12,11 @@ from typing import Any
 @contextmanager
 def written(path: Path) -> Iterator[Any]:
     """A binary file that takes the place of ``path`` when the block ends well, and is gone when it does not."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    except OSError as error:
+        error.filename = str(path)  # not a name that nobody has given
+        raise
     try:
         with os.fdopen(handle, 'w+b') as file:
             yield file

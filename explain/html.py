@@ -88,14 +88,15 @@ Promise.all([...clips, ...panels.map(panel => panel.maps)].flat().map(item => it
 '''
 
 
-def page(tubes: Sequence[tuple[str, int, np.ndarray, dict[str, np.ndarray]]], *, fps: float = 8,
+def page(tubes: Sequence[tuple[str, int, str, np.ndarray, dict[str, np.ndarray]]], *, fps: float = 8,
          alpha: float = 0.5) -> str:
-    """The page of what `explain.render` makes of explanations: (label, number of the clip, frames, layer -> tube)."""
-    clips = {number: [uri(frame, 'JPEG') for frame in frames] for _, number, frames, _ in tubes}
-    shown = [{'label': ' '.join(part for part in (label, layer, f'input {number}' if len(clips) > 1 else '') if part)
-              or 'map', 'clip': number, 'maps': [uri((map_ * 255).round().astype(np.uint8), 'PNG') for map_ in tube]}
-             for label, number, _, layers in tubes for layer, tube in layers.items()]
-    height, width = tubes[0][2].shape[1:3]
+    """The page of what `explain.render` makes of explanations: (label, the clip's number, its caption, frames, layer ->
+    tube)."""
+    clips = {number: [uri(frame, 'JPEG') for frame in frames] for _, number, _, frames, _ in tubes}
+    shown = [{'label': ' '.join(part for part in (label, layer, caption if len(clips) > 1 else '') if part) or 'map',
+              'clip': number, 'maps': [uri((map_ * 255).round().astype(np.uint8), 'PNG') for map_ in tube]}
+             for label, number, caption, _, layers in tubes for layer, tube in layers.items()]
+    height, width = tubes[0][3].shape[1:3]
     data = {'width': width, 'height': height, 'fps': fps, 'alpha': alpha, 'panels': shown,
             'clips': [clips[number] for number in sorted(clips)]}
     return filled(PAGE, data)

@@ -20,6 +20,7 @@ Layer = str | int | nn.Module | Sequence[str | int | nn.Module]
 PASSING = (nn.Identity, nn.Linear, nn.Softmax, nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AvgPool2d, nn.AvgPool3d,
            nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 PREFIX_TOKENS = 5  # at most: a class token and four registers
+LISTED = 20  # names that an error shows
 AT_ONCE = 16  # layers that one pass of the search for 'auto' looks at
 NAME = re.compile(r'(?P<name>.*?)(?:@(?P<call>\d+))?(?:\[(?P<stream>\d+)\])?')
 
@@ -168,8 +169,9 @@ def resolve(model: nn.Module, layer: Layer, layers: Sequence[LayerInfo], auto: s
              and layer in (info.name, info.name.partition('[')[0], info.module)]
     found = whole or [info for info in layers if _matches(layer, info.module)]
     if not found:
-        raise ValueError(f'layer must name a module that the model calls with these inputs, got {layer!r}; '
-                         f'explain.find_layers lists them')
+        names = sorted((info.name for info in layers if info.grid), key=lambda name: name.count('.'))
+        raise ValueError(f'layer must name a module that the model calls with these inputs, got {layer!r}; with maps, '
+                         f'the outermost first, are {", ".join(names[:LISTED])}{", ..." * (len(names) > LISTED)}')
     return found
 
 

@@ -167,13 +167,16 @@ class MindsEye(Explainer):
                 work goes on from there, as if it had never stopped.
 
         Raises:
-            ValueError: If nothing was fitted, ``start`` is another word, or the checkpoint is of other facets or sizes.
+            ValueError: If nothing was fitted, ``steps`` or ``start`` has no such choice, or the checkpoint is of other
+                facets or sizes.
         """
         try:
             from tqdm import trange
         except ImportError as error:
             raise ImportError("render needs tqdm: pip install 'timm-softpool[explain]'") from error
         targets = self._fitted()
+        if steps < 1:
+            raise ValueError(f'steps must be at least 1, got {steps}')
         if start not in ('mean', 'noise'):
             raise ValueError(f"start must be 'mean' or 'noise', got {start!r}")
         path = None if checkpoint is None else Path(checkpoint)

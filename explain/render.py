@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,7 @@ def visualize_tube(frames: Frames, tube: np.ndarray, *, style: str = 'overlay', 
         raise ValueError(f'style must be one of {", ".join(STYLES)}, got {style!r}')
     if frames.shape[:3] != tube.shape:
         raise ValueError(f'tube must have the shape {frames.shape[:3]} of the frames, got {tube.shape}')
-    if not 0 <= alpha <= 1:
-        raise ValueError(f'alpha must be in 0..1, got {alpha!r}')
+    check_alpha(alpha)
     if style == 'focus':
         return (frames * ((20 + 235 * tube) / 255)[..., None]).round().astype(np.uint8)
     shown = (alpha * colours(tube, cmap) + (1 - alpha) * frames).round().astype(np.uint8)
@@ -119,28 +119,31 @@ def _side_by_side(panels: Sequence[Frames], axis: int = 2) -> Frames:
 
 
 def captioned(panel: Frames, text: str) -> Frames:
-    """A clip with a line of text above it, cut where the clip ends."""
+    """A clip with a line of text above it, whose middle is left out where it is wider than the clip."""
     if not text:
         return panel
     font = ImageFont.load_default(size=13)
     strip = Image.new('RGB', (panel.shape[2], 18), 'white')
     while len(text) > 1 and font.getlength(text) > strip.width:
-        text = text[:-2] + '…'
+        middle = len(text) // 2
+        text = text[:middle - 1] + '…' + text[middle + 1:]
     ImageDraw.Draw(strip).text((0, 0), text, 'black', font)
     return np.concatenate([np.broadcast_to(np.asarray(strip), (len(panel), 18, panel.shape[2], 3)), panel], 1)
 
 
 def panels(explanations: Explanation | Sequence[Explanation], inputs: Tensor, *, layers: Sequence[str] | str = (),
-           names: Sequence[str] | None = None, style: str = 'overlay', cmap: str = 'jet', alpha: float = 0.5,
-           relu: bool = True, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Frames:
+           names: Sequence[str] | None = None, captions: Sequence[str] = (), style: str = 'overlay', cmap: str = 'jet',
+           alpha: float = 0.5, relu: bool = True, mean: Sequence[float] | None = None,
+           std: Sequence[float] | None = None) -> Frames:
     """Explanations beside the inputs: a row for each explanation (such as of one class) and input, a column for each
-    layer. uint8 (T, H, W, 3).
+    layer; of strips, a row for each layer too. uint8 (T, H, W, 3).
 
     Args:
         explanations: Of the same inputs.
         inputs: What was explained, one tensor: images or clips.
         layers: Names of maps; 'all'; or none for the fused map.
         names: Of the classes, by index; 'class 7' if None.
+        captions: Of the inputs, such as the names of their files; 'input 0' and so on if there are none.
         style: See `visualize_tube`.
         cmap: See `colours`.
         alpha: Of the colours.
@@ -149,12 +152,12 @@ def panels(explanations: Explanation | Sequence[Explanation], inputs: Tensor, *,
         std: See `to_frames`.
     """
     rows = []
-    for label, item, frames, tubes in _tubes(explanations, inputs, layers, names, relu, mean, std):
-        row = [captioned(frames if style in ('overlay', 'focus') else frames[[0]], f'input {item}' if len(inputs) > 1
-                         else 'input')]
-        row += [captioned(visualize_tube(frames, tube, style=style, cmap=cmap, alpha=alpha),
-                          f'{label}  {layer}'.strip()) for layer, tube in tubes.items()]
-        rows.append(_side_by_side(row))
+    for label, _, caption, frames, tubes in _tubes(explanations, inputs, layers, names, captions, relu, mean, std):
+        first = captioned(frames if style in ('overlay', 'focus') else frames[[0]], caption)
+        shown = [captioned(visualize_tube(frames, tube, style=style, cmap=cmap, alpha=alpha),
+                           f'{label}  {layer}'.strip()) for layer, tube in tubes.items()]
+        beside = [[strip] for strip in shown] if style == 'strip' else [shown]
+        rows += [_side_by_side([first, *row]) for row in beside]
     return _side_by_side(rows, axis=1)
 
 
@@ -165,14 +168,18 @@ def enlarged(inputs: Tensor) -> Tensor:
     return upsample(inputs.detach().float(), (*rest, height * factor, width * factor))
 
 
-def _tubes(explanations: Explanation | Sequence[Explanation], inputs: Tensor, layers: Sequence[str] | str,
-           names: Sequence[str] | None, relu: bool, mean: Sequence[float] | None, std: Sequence[float] | None
-           ) -> Iterator[tuple[str, int, Frames, dict[str, np.ndarray]]]:
-    """Of each explanation and input: label, number, frames, and layer -> tube (T, H, W) in 0..1."""
+def _tubes(explanations: Explanation | Sequence[Explanation], inputs: Tensor, layers: Sequence[str] | str = (),
+           names: Sequence[str] | None = None, captions: Sequence[str] = (), relu: bool = True,
+           mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+           ) -> Iterator[tuple[str, int, str, Frames, dict[str, np.ndarray]]]:
+    """Of each explanation and input: label, number, caption, frames, and layer -> tube (T, H, W) in 0..1."""
     explanations = [explanations] if isinstance(explanations, Explanation) else list(explanations)
     for explanation in explanations:
         if len(explanation.logits) != len(inputs):
             raise ValueError(f'inputs must be the {len(explanation.logits)} that were explained, got {len(inputs)}')
+    captions = captions or ([f'input {item}' for item in range(len(inputs))] if len(inputs) > 1 else ['input'])
+    if len(captions) != len(inputs):
+        raise ValueError(f'captions must be one for each of the {len(inputs)} inputs, got {len(captions)}')
     inputs = enlarged(inputs)
     size = tuple(inputs.shape[2:])
     clips = to_frames(inputs, mean, std)
@@ -186,7 +193,8 @@ def _tubes(explanations: Explanation | Sequence[Explanation], inputs: Tensor, la
         for item, frames in enumerate(clips):
             target: Any = None if explanation.target is None else explanation.target[item].tolist()
             label = '' if target is None else names[target] if names else f'class {target}'
-            yield label, item, frames, {name: tube[item].reshape(frames.shape[:3]) for name, tube in tubes.items()}
+            yield label, item, captions[item], frames, {name: tube[item].reshape(frames.shape[:3])
+                                                        for name, tube in tubes.items()}
 
 
 def save(explanations: Explanation | Sequence[Explanation], path: str | Path, inputs: Tensor | None = None, *,
@@ -224,14 +232,19 @@ def save(explanations: Explanation | Sequence[Explanation], path: str | Path, in
     if path.suffix == '.html':
         from .html import page
 
-        data: Any = page(list(_tubes(explanations, inputs, options.pop('layers', ()), options.pop('names', None),
-                                     options.pop('relu', True), options.pop('mean', None), options.pop('std', None))),
-                         fps=fps, alpha=options.pop('alpha', 0.5)).encode()
+        alpha, _ = options.pop('alpha', 0.5), options.pop('cmap', None)  # the page has colours of its own
+        check_alpha(alpha)
+        data: Any = page(list(_tubes(explanations, inputs, **options)), fps=fps, alpha=alpha).encode()
     else:
         style = style or ('strip' if path.suffix == '.png' and inputs.ndim == 5 else 'overlay')
         data = panels(explanations, inputs, style=style, **options)
     with written(path) as file:
         WRITERS[path.suffix](file, data, fps)
+
+
+def check_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f'alpha must be in 0..1, got {alpha!r}')
 
 
 def check_one_tensor(inputs: Any) -> None:
@@ -245,23 +258,26 @@ def checked(path: str | Path, suffixes: Sequence[str] = ()) -> Path:
     Raises:
         ValueError: If its suffix is another one.
         FileNotFoundError: If its folder is missing.
+        PermissionError: If nothing can be written there.
     """
     path, suffixes = Path(path), suffixes or list(WRITERS)
     if path.suffix not in suffixes:
         raise ValueError(f'path must end with {", ".join(suffixes)}, got {str(path)!r}')
     if not path.parent.is_dir():
         raise FileNotFoundError(f'path must be in a folder that exists, got {str(path)!r}')
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f'path must be in a folder that can be written to, got {str(path)!r}')
     return path
 
 
-def save_gallery(rows: Sequence[Tensor], path: str | Path, captions: Sequence[str] = (), *, fps: float = 8,
-                 mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+def save_gallery(rows: Sequence[Tensor], path: str | Path, captions: Sequence[Sequence[str]] = (), *,
+                 fps: float = 8, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
     """Write images or clips side by side to a PNG, of clips the middle frame, or to a GIF or MP4.
 
     Args:
         rows: Batches (B, C, [T,] H, W) of as many items, one below the other.
         path: The file.
-        captions: Of the items.
+        captions: Of the items of each row.
         fps: Frames in a second.
         mean: See `to_frames`.
         std: See `to_frames`.
@@ -271,11 +287,10 @@ def save_gallery(rows: Sequence[Tensor], path: str | Path, captions: Sequence[st
     """
     path = checked(path, MOVING)
     lines: list[Frames] = []
-    for row in rows:
+    for row, texts in zip(rows, captions or [[''] * len(row) for row in rows], strict=True):
         clips = to_frames(enlarged(row), mean, std)
         clips = clips[:, [clips.shape[1] // 2]] if path.suffix == '.png' else clips
-        texts = [''] * len(clips) if lines or not captions else captions
-        lines.append(_side_by_side([captioned(clip, text) for clip, text in zip(clips, texts)]))
+        lines.append(_side_by_side([captioned(clip, text) for clip, text in zip(clips, texts, strict=True)]))
     with written(path) as file:
         WRITERS[path.suffix](file, _side_by_side(lines, axis=1), fps)
 

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from classreg_helpers import CLIPS, IMAGES, create
 from explain_helpers import narrow_slowfast
 from hypothesis import given
@@ -114,7 +115,7 @@ def test_the_mean_of_a_large_map_is_within_float16_though_its_sum_is_not():
     (dict(strength=1), ValueError, 'strength must be at least 0 and less than 1, got 1'),
     (dict(channels=0), ValueError, 'channels must be at least 1, got 0'),
     (dict(top_k=4), ValueError, 'top_k must be between 1 and the number of classes, 3, got 4'),
-    (dict(classifier=nn.ReLU()), TypeError, 'the classifier must be a linear layer or a 1 x 1 convolution, got ReLU'),
+    (dict(classifier=nn.ReLU()), TypeError, 'must be a linear layer, a 1 x 1 convolution, .*, got ReLU; any other'),
     (dict(classifier=nn.Conv2d(3, 3, 3)), TypeError, 'got Conv2d'),
     (dict(classifier=nn.Identity()), TypeError, 'got one without'),
 ])
@@ -317,6 +318,15 @@ def test_modes_are_left_as_they_were():
             if 'class_reg' not in name} == before
     assert torch.equal(model.bn1.running_mean, means)
     assert [block.training for block in model.class_regularization.blocks] == [True, False, True, True]
+
+
+def test_a_network_of_neither_zoo_says_which_layer_is_its_classifier():
+    model = torchvision.models.resnet18(num_classes=5)
+    with pytest.raises(TypeError, match='got ResNet; any other model needs a get_classifier'):
+        add_class_regularization(model)
+    model.get_classifier = lambda: model.fc
+    add_class_regularization(model, ['layer3', 'layer4'], input=torch.zeros(1, 3, 64, 64))
+    assert model.class_regularization.affinity('layer3').shape == (5, 256)
 
 
 @pytest.mark.parametrize(('make', 'error', 'message'), [

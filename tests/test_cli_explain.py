@@ -57,6 +57,21 @@ def test_each_layer_has_a_column_of_its_own_beside_the_input(command, photograph
         assert image.width == 256 + columns * (4 + 256)
 
 
+def test_several_files_are_called_by_their_names(command, photograph, tmp_path):
+    (tmp_path / 'images').mkdir()
+    for name in ('one.png', 'two.png'):
+        (tmp_path / 'images' / name).write_bytes(photograph.read_bytes())
+    command('explain', photograph, tmp_path / 'images', '--target', 'espresso', '-o', tmp_path / 'tube.html')
+    labels = re.findall('"label": "(.*?)"', (tmp_path / 'tube.html').read_text())
+    assert labels == ['espresso noise.png', 'espresso one.png', 'espresso two.png']
+
+
+def test_what_exists_is_not_overwritten(failure, photograph):
+    before = photograph.read_bytes()
+    assert f'{photograph} exists already and is not overwritten' in failure('explain', photograph, '-o', photograph)
+    assert photograph.read_bytes() == before
+
+
 @pytest.mark.parametrize('suffix', ['png', 'gif', 'mp4', 'html'])
 def test_a_clip_becomes_a_picture(command, video, tmp_path, suffix):
     command('explain', video, '--model', 'r3d_18_w16', '--style', 'focus', '-o', tmp_path / f'tube.{suffix}')
@@ -85,8 +100,8 @@ def test_class_tubes_are_fitted_to_a_folder_or_read_from_class_regularization(co
     model = timm.create_model('resnet18_classreg', num_classes=3)
     write_safetensors(model.state_dict(), tmp_path / 'own.safetensors')
     command('explain', photograph, '--method', 'class', '--model', 'resnet18_classreg', '--checkpoint',
-            tmp_path / 'own.safetensors', '-o', out)
-    assert json.loads(str(numbers(out)['meta']))['weights'] == {'layer4': 'blocks'}
+            tmp_path / 'own.safetensors', '-o', tmp_path / 'blocks.npz')
+    assert json.loads(str(numbers(tmp_path / 'blocks.npz')['meta']))['weights'] == {'layer4': 'blocks'}
 
 
 @pytest.mark.parametrize('options', [[], ['--layer', 'layer3'], ['--layer', 'layer3.*', '--layer', 'layer4']])
@@ -136,28 +151,34 @@ def test_the_eye_sees_a_folder(command, photograph, tmp_path):
     (tmp_path / 'images').mkdir()
     for index in range(5):
         Image.new('RGB', (64, 64), (50 * index, 0, 255 - 50 * index)).save(tmp_path / 'images' / f'{index}.png')
-    command('explain', tmp_path / 'images', photograph, '--method', 'eye', '--facets', 3, '--steps', 2, '--layer',
-            'layer2', '-o', tmp_path / 'eye.png')
+    lines = command('explain', tmp_path / 'images', photograph, '--method', 'eye', '--facets', 3, '--steps', 2,
+                    '--layer', 'layer2', '-o', tmp_path / 'eye.png')
+    assert len(lines) == 7 and re.fullmatch(f'{re.escape(str(photograph))}: facet [012]', lines[5])
     with Image.open(tmp_path / 'eye.png') as image:
-        assert image.size == (3 * 256 + 8, 18 + 2 * 256 + 4)
+        assert image.size == (3 * 256 + 8, 2 * (18 + 256) + 4)
 
 
 @pytest.mark.parametrize('arguments, message', [
     (['--target', 'no such class'], "--target must be a class of the model or its index, 0..199, got 'no such class'"),
     (['--target', '200'], "got '200'"),
     (['--target', 'cat'], 'did you mean'),
-    (['--layer', 'layer9'], "layer must name a module that the model calls with these inputs, got 'layer9'"),
+    (['--layer', 'layer9'], "layer must name a module that the model calls with these inputs, got 'layer9'; with maps, "
+     'the outermost first, are conv1, bn1, act1, maxpool, layer1, layer2, layer3, layer4, layer1.0, layer1.1,'),
     (['--alpha', '3'], 'alpha must be in 0..1, got 3.0'),
+    (['--alpha', '3', '-o', 'x.html'], 'alpha must be in 0..1, got 3.0'),
+    (['--fit', 'folder'], "--fit needs --method class, got 'tubes'"),
     (['-o', 'x.bmp'], "path must end with .png, .gif, .mp4, .npz, .html, got 'x.bmp'"),
     (['-o', 'none/x.png'], "path must be in a folder that exists, got 'none/x.png'"),
-    (['-o', 'x.json'], "path must end with .png, .gif, .mp4, .npz, .html, got 'x.json'"),
+    (['-o', 'x.json'], "a graph, by --graph, .json or .dot, needs --method pyramid, got 'tubes'"),
     (['--method', 'pyramid', '-o', 'x.bmp'], "must end with .png, .gif, .mp4, .npz, .html, .json, .dot, got 'x.bmp'"),
     (['--method', 'pyramid', '--graph', '-o', 'x.png'], "path must end with .html, .json, .dot, got 'x.png'"),
-    (['--graph', '-o', 'x.html'], "--graph needs --method 'pyramid', got 'tubes'"),
+    (['--graph', '-o', 'x.html'], "a graph, by --graph, .json or .dot, needs --method pyramid, got 'tubes'"),
     (['--method', 'pyramid', '-o', 'x.json', '--target', '1', '--target', '2'],
      'a graph is of one sample and class, --target must be one, got 2'),
     (['--method', 'pyramid', '-o', 'x.json', '--depth', '0'], 'depth must be None or at least 1, got 0'),
     (['--method', 'eye', '-o', 'x.html'], "path must end with .png, .gif, .mp4, got 'x.html'"),
+    (['--method', 'eye', '--target', '3'], "--target needs --method tubes or class or pyramid, got 'eye'"),
+    (['--method', 'eye', '--facets', '1', '--steps', '0'], 'steps must be at least 1, got 0'),
     (['--method', 'eye', '--facets', '9'], 'images must be at least as many as the 9 facets, got 1')])
 def test_what_cannot_be_explained(failure, photograph, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)

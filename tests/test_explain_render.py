@@ -1,5 +1,6 @@
 """Pictures of explanations: what is where in them, and files that are read back."""
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from explain import Explanation
+from explain.files import written
 from explain.render import captioned, colours, panels, save, save_gallery, to_frames, visualize_tube
 
 SIDE = 224
@@ -85,11 +87,12 @@ def test_inputs_are_as_many_as_were_explained(tmp_path):
         explanation(batch=2).save(tmp_path / 'tube.png', inputs())
 
 
-def test_a_caption_too_long_for_its_clip_is_cut():
+def test_a_caption_too_long_for_its_clip_keeps_its_ends():
     panel = np.zeros((1, 10, 60, 3), np.uint8)
-    long = captioned(panel, 'a caption that does not fit')
+    long = captioned(panel, 'clip of a camera 07')
     assert long.shape == (1, 28, 60, 3)
-    assert (long[0, :18] == captioned(panel, 'a caption that does not fit either')[0, :18]).all()
+    np.testing.assert_array_equal(long, captioned(panel, 'clip of another camera 07'))
+    assert not (long == captioned(panel, 'clip of a camera 08')).all()
     assert captioned(panel, '') is panel
 
 
@@ -102,6 +105,17 @@ def test_panels_stand_in_rows_of_inputs_and_columns_of_layers():
     shown = panels(both, inputs(clips=False, batch=2), alpha=1)
     assert shown[0, 20, SIDE + 8].tolist() == [128, 0, 0] and shown[0, SIDE, 2 * SIDE].tolist() == [0, 0, 128]
     assert panels(explanation(), inputs()).shape[0] == 4
+    strips = panels(explanation(), inputs(), layers='all', style='strip')
+    assert strips.shape == (1, 2 * (SIDE + 18) + 4, 5 * SIDE + 4 * 4, 3), 'a row for each layer'
+
+
+def test_inputs_are_called_by_their_captions(tmp_path):
+    both, images = explanation(clips=False, batch=2), inputs(clips=False, batch=2)
+    plain, named = panels(both, images), panels(both, images, captions=['one.png', 'input 1'])
+    assert not (plain[:, :18] == named[:, :18]).all() and (plain[:, 18:] == named[:, 18:]).all()
+    for name in ('tube.png', 'tube.html'):
+        with pytest.raises(ValueError, match='captions must be one for each of the 2 inputs, got 1'):
+            both.save(tmp_path / name, images, captions=['one.png'])
 
 
 def test_classes_are_called_by_their_names():
@@ -136,13 +150,22 @@ def test_numbers_are_read_back_exactly(tmp_path):
         assert {'0/maps/last', '1/maps/last'} <= set(arrays)
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_a_file_that_cannot_be_made_is_called_by_its_name(tmp_path):
+    with pytest.raises(OSError, match=r"'.*/none/tube\.png'$"), written(tmp_path / 'none' / 'tube.png'):
+        pass
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / 'tube.png'
     path.write_text('old')
     with pytest.raises(ValueError, match='path must end with .png, .gif, .mp4, .npz, .html, got .*bmp'):
         explanation().save(tmp_path / 'tube.bmp', inputs())
     with pytest.raises(FileNotFoundError, match='path must be in a folder that exists, got .*none'):
         explanation().save(tmp_path / 'none' / 'tube.png', inputs())
+    monkeypatch.setattr(os, 'access', lambda *_: False)  # root, who may run this, can write everywhere
+    with pytest.raises(PermissionError, match='path must be in a folder that can be written to, got .*tube.png'):
+        explanation().save(path, inputs())
+    monkeypatch.undo()
     with pytest.raises(ValueError, match='inputs must be given to show an explanation as .png, got None'):
         explanation().save(path)
     with pytest.raises(ValueError, match='style must be one of'):
@@ -151,9 +174,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def test_a_gallery_has_the_rows_and_items_that_it_is_given(tmp_path):
-    save_gallery([inputs(batch=3), inputs(batch=3)], tmp_path / 'eye.png', ['a', 'b', 'c'])
+    save_gallery([inputs(batch=3), inputs(batch=3)], tmp_path / 'eye.png', [['a', 'b', 'c'], ['d', 'e', 'f']])
     with Image.open(tmp_path / 'eye.png') as image:
-        assert image.size == (3 * SIDE + 8, 18 + 2 * SIDE + 4)
+        assert image.size == (3 * SIDE + 8, 2 * (18 + SIDE) + 4)
     save_gallery([inputs(batch=2)], tmp_path / 'eye.gif')
     with Image.open(tmp_path / 'eye.gif') as image:
         assert image.n_frames == 4

@@ -303,8 +303,9 @@ def linear_layer(classifier: Any) -> Any:
         return layer
     if isinstance(layer, (nn.Conv2d, nn.Conv3d)) and math.prod(layer.kernel_size) == layer.groups == 1:
         return layer
-    raise TypeError(f'the classifier must be a linear layer or a 1 x 1 convolution, got {type(layer).__name__}; models '
-                    'are asked by get_classifier() or blocks[-1].proj')
+    raise TypeError('the classifier must be a linear layer, a 1 x 1 convolution, or a model of timm or PyTorchVideo '
+                    f'that has one, got {type(layer).__name__}; any other model needs a get_classifier() that returns '
+                    'it, and in add_class_regularization layers= and input=')
 
 
 def _is_net(model: Any) -> bool:

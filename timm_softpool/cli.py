@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     predict.set_defaults(run=classify)
 
     explain = commands.add_parser('explain', help='show what a model sees', description=explain_files.__doc__)
-    explain.add_argument('files', nargs='+', type=Path, metavar='FILE', help="images or videos; for 'eye' also folders")
+    explain.add_argument('files', nargs='+', type=Path, metavar='FILE', help='images or videos, or folders of them')
     explain.add_argument('-o', '--output', required=True, type=Path, metavar='OUT',
                          help="a .png, .gif or .mp4 picture, an .html page, or the numbers as .npz; of 'pyramid' also "
                          'the graph of a class as .json or .dot')
@@ -164,14 +164,21 @@ def explain_files(arguments: argparse.Namespace) -> None:
     from explain.class_graph import SUFFIXES
     from explain.render import MOVING, WRITERS, checked
 
-    if arguments.graph and arguments.method != 'pyramid':
-        raise UserError(f"--graph needs --method 'pyramid', got {arguments.method!r}")
-    arguments.graph |= arguments.method == 'pyramid' and arguments.output.suffix in ('.json', '.dot')
-    checked(arguments.output, SUFFIXES if arguments.graph else {  # before the work begins
-        'eye': MOVING, 'pyramid': [*WRITERS, '.json', '.dot']}.get(arguments.method, ()))
+    output, method = arguments.output, arguments.method
+    arguments.graph |= output.suffix in ('.json', '.dot')
+    for given, name, methods in ((arguments.graph, 'a graph, by --graph, .json or .dot,', ['pyramid']),
+                                 (arguments.fit, '--fit', ['class']),
+                                 (arguments.target, '--target', ['tubes', 'class', 'pyramid'])):
+        if given and method not in methods:
+            raise UserError(f'{name} needs --method {" or ".join(methods)}, got {method!r}')
+    checked(output, SUFFIXES if arguments.graph else {  # before the work begins
+        'eye': MOVING, 'pyramid': [*WRITERS, '.json', '.dot']}.get(method, ()))
+    if output.exists():
+        raise UserError(f'{output} exists already and is not overwritten')
+    arguments.files = _files(arguments.files)
     model = _create(arguments.model, pretrained=True, checkpoint=arguments.checkpoint).eval()
-    EXPLAINERS[arguments.method](arguments, model)
-    print(arguments.output)
+    EXPLAINERS[method](arguments, model)
+    print(output)
 
 
 def _tubes(arguments: argparse.Namespace, model: Any) -> None:
@@ -223,7 +230,8 @@ def _show(arguments: argparse.Namespace, model: Any, explainer: Any) -> None:
     targets = [_class_index(target, names) for target in arguments.target] if arguments.target else [None]
     inputs = torch.cat([x for path in arguments.files for x in _inputs(path, model, clips=1)])
     explanations = [explainer.explain(inputs, target) for target in targets]
-    save(explanations, arguments.output, inputs, names=names, style=arguments.style, alpha=arguments.alpha,
+    save(explanations, arguments.output, inputs, names=names, captions=[path.name for path in arguments.files],
+         style=arguments.style, alpha=arguments.alpha,
          layers='all' if arguments.layer and arguments.method != 'pyramid' else (), **_pixels(model))
     for explanation in explanations:
         probabilities = explanation.logits.softmax(-1)
@@ -236,13 +244,15 @@ def _eye(arguments: argparse.Namespace, model: Any) -> None:
     from explain import MindsEye
     from explain.render import save_gallery
 
-    files = _files(arguments.files)
-    images = torch.cat([x for path in files for x in _inputs(path, model, clips=1)])
+    images = torch.cat([x for path in arguments.files for x in _inputs(path, model, clips=1)])
     eye = MindsEye(model, arguments.layer or 'auto', facets=arguments.facets).fit(images, seed=arguments.seed)
     rendered = eye.render(arguments.steps, seed=arguments.seed)
     counts = eye.labels.bincount(minlength=arguments.facets).tolist()
-    save_gallery([eye.means, rendered], arguments.output,
-                 [f'facet {facet}: {count} of {len(files)}' for facet, count in enumerate(counts)], **_pixels(model))
+    captions = [[f'facet {facet} ({count} of {len(images)}): {word}' for facet, count in enumerate(counts)]
+                for word in ('mean', 'rendered')]
+    save_gallery([eye.means, rendered], arguments.output, captions, **_pixels(model))
+    for path, facet in zip(arguments.files, eye.labels.tolist()):
+        print(f'{path}: facet {facet}')
 
 
 EXPLAINERS = {'tubes': _tubes, 'class': _class, 'pyramid': _pyramid, 'eye': _eye}
