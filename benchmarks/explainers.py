@@ -39,7 +39,8 @@ OTHER_MAP = 'grad-cam LayerCAM'  # it weighs each position by what is positive o
 # Network, input, layer.
 CASES = [('resnet18', (1, 3, 224, 224), 'layer4'), ('resnet18', (8, 3, 224, 224), 'layer4'),
          ('resnet50', (1, 3, 224, 224), 'layer4'), ('r3d_18_w16', (1, 3, 8, 64, 64), 'blocks.4'),
-         ('r3d_18_w16', (8, 3, 8, 64, 64), 'blocks.4'), ('x3d', (1, 3, 8, 96, 96), 'blocks.4')]
+         ('r3d_18_w16', (8, 3, 8, 64, 64), 'blocks.4'), ('r3d_18', (1, 3, 16, 112, 112), 'blocks.4'),
+         ('x3d', (1, 3, 8, 96, 96), 'blocks.4')]
 
 
 class Row(NamedTuple):

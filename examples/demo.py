@@ -84,12 +84,11 @@ def name_a_motion(output: Path) -> None:
 def explain(output: Path) -> None:
     """Show where the networks see their classes: in a photograph and, if it is there, in the clip."""
     print('\nWhere do the networks see it? (Saliency Tubes)\n')
-    calls = {output / 'coffee_tube.png': [output / 'coffee.png', '--layer', 'layer3']}
+    calls = [[output / 'coffee.png', '--layer', 'layer3', '-o', output / 'coffee_tube.png']]
     if (clip := output / 'coffee.mp4').exists():
-        calls[output / 'coffee_tube.html'] = [clip, '--model', MOTION_MODEL]
-    for picture, call in calls.items():
-        picture.unlink(missing_ok=True)  # of an earlier demo: the command overwrites nothing
-        if status := timm_softpool_command(['explain', *map(str, call), '-o', str(picture)]):
+        calls.append([clip, '--model', MOTION_MODEL, '-o', output / 'coffee_tube.html'])
+    for call in calls:
+        if status := timm_softpool_command(['explain', *map(str, call), '--overwrite']):
             raise SystemExit(status)
 
 

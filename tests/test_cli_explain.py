@@ -66,10 +66,13 @@ def test_several_files_are_called_by_their_names(command, photograph, tmp_path):
     assert labels == ['espresso noise.png', 'espresso one.png', 'espresso two.png']
 
 
-def test_what_exists_is_not_overwritten(failure, photograph):
+def test_what_exists_is_replaced_only_if_asked_for(command, failure, photograph, tmp_path):
     before = photograph.read_bytes()
-    assert f'{photograph} exists already and is not overwritten' in failure('explain', photograph, '-o', photograph)
+    assert f'{photograph} exists already; --overwrite replaces it' in failure('explain', photograph, '-o', photograph)
     assert photograph.read_bytes() == before
+    (tmp_path / 'tube.npz').touch()
+    command('explain', photograph, '-o', tmp_path / 'tube.npz', '--overwrite')
+    assert numbers(tmp_path / 'tube.npz')
 
 
 @pytest.mark.parametrize('suffix', ['png', 'gif', 'mp4', 'html'])

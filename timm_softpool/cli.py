@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     explain.add_argument('-o', '--output', required=True, type=Path, metavar='OUT',
                          help="a .png, .gif or .mp4 picture, an .html page, or the numbers as .npz; of 'pyramid' also "
                          'the graph of a class as .json or .dot')
+    explain.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     explain.add_argument('--model', default=DEFAULT_MODEL, help='as for predict (%(default)s)')
     explain.add_argument('--checkpoint', type=Path, help='as for predict')
     explain.add_argument('--method', default='tubes', choices=EXPLAINERS, help='; '.join(
@@ -173,8 +174,8 @@ def explain_files(arguments: argparse.Namespace) -> None:
             raise UserError(f'{name} needs --method {" or ".join(methods)}, got {method!r}')
     checked(output, SUFFIXES if arguments.graph else {  # before the work begins
         'eye': MOVING, 'pyramid': [*WRITERS, '.json', '.dot']}.get(method, ()))
-    if output.exists():
-        raise UserError(f'{output} exists already and is not overwritten')
+    if output.exists() and not arguments.overwrite:
+        raise UserError(f'{output} exists already; --overwrite replaces it')
     arguments.files = _files(arguments.files)
     model = _create(arguments.model, pretrained=True, checkpoint=arguments.checkpoint).eval()
     EXPLAINERS[method](arguments, model)
