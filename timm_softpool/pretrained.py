@@ -106,8 +106,8 @@ def fetch(name: str, progress: bool = True) -> Path:
             return path
     where = ', '.join(map(str, folders))
     if 'url' not in entry:
-        raise FileNotFoundError(f"the weights {name}, file {entry['file']}, are in none of {where}, and are published "
-                                f'nowhere else; set TIMM_SOFTPOOL_WEIGHTS to the folder that holds the file')
+        raise FileNotFoundError(f"the weights {name}, file {entry['file']}, are in none of {where}; a checkout of "
+                                f'timm-softpool has the file in weights/: set TIMM_SOFTPOOL_WEIGHTS to that folder')
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / entry['file']
     download = path.with_name(f'{path.name}.{os.getpid()}.download')
