@@ -283,8 +283,8 @@ class ChannelFlow(TorchDispatchMode):
 
     def _everything(self, tensors: Iterable[Tensor]) -> Tensor:
         """The id () of all that these are made of."""
-        found = [id for tensor in tensors for id in cells(self._of(tensor)).unique().long().tolist()]
-        return _ids(self.sets.join(found))
+        found = [cells(self._of(tensor)).unique() for tensor in tensors]
+        return self.sets.united(torch.cat([_ids([CONSTANT]), *found]), [0])[0]
 
 
 def _owner(module: nn.Module, path: str, name: str) -> tuple[str, str]:

@@ -1,19 +1,19 @@
 """Sets of kernels as numbers, ids, so that a tensor can say of each of its cells which kernels it is made of.
 
 Tensors of ids are float64, for which more of PyTorch's operators exist than for integers. Along axes on which they are
-constant they are expanded from one cell, and only that is computed with.
+constant they are expanded from one cell, and only that is computed with; of a run of equal slices, only the first.
 """
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Ids = tuple[int, ...]
 NumberedKernel = tuple[int, int]  # a layer's number, and which of its kernels
 
 
@@ -28,63 +28,51 @@ CONSTANT, INPUT = 0, 1  # ids of what no kernel made
 
 
 class KernelSets:
-    """What ids stand for."""
+    """What ids stand for. They are given out in blocks: to the kernels of a layer, or to unions of other ids."""
 
     def __init__(self) -> None:
         self._size = 2
-        self._starts: list[int] = []  # of each layer, the id of its first kernel; the others' follow
-        self._counts: list[int] = []
-        self._joins: dict[int, tuple[Ids, Ids]] = {}  # of what, and gated by what
-        self._known: dict[tuple[Ids, Ids], int] = {}
+        self._starts: list[int] = []  # of each block, its first id
+        self._blocks: list[int | tuple[np.ndarray, int]] = []  # a layer's number, or what `_joined` was given
+        self._layers: dict[range, int] = {}  # by the ids of their kernels
         self._sets: dict[int, KernelSet] = {CONSTANT: KernelSet(), INPUT: KernelSet()}
 
     def layer(self, kernels: int) -> Tensor:
         """Ids (kernels,) for the kernels of a further layer; layers are numbered from 0."""
-        self._starts.append(self._size)
-        self._counts.append(kernels)
-        self._size += kernels
-        return torch.arange(self._size - kernels, self._size, dtype=torch.float64)
+        number = len(self._layers)
+        self._layers[range(self._size, self._size + kernels)] = number
+        return self._block(number, kernels)
 
     def layer_of(self, ids: Sequence[int]) -> int | None:
         """The number of the layer that made exactly these, in their order."""
-        number = bisect_right(self._starts, ids[0]) - 1
-        if number >= 0 and list(ids) == list(range(self._starts[number], self._starts[number] + self._counts[number])):
-            return number
-        return None
+        made = range(ids[0], ids[0] + len(ids))
+        return self._layers.get(made) if list(ids) == list(made) else None
 
     def __getitem__(self, id: int) -> KernelSet:
         if id not in self._sets:
-            if id in self._joins:
-                parts, gates = ([self[part] for part in ids] for ids in self._joins[id])
-                self._sets[id] = KernelSet(
-                    frozenset().union(*(part.producers for part in parts)),
-                    frozenset().union(*(part.modulators for part in parts), *itertools.chain(*gates)))
+            number = bisect_right(self._starts, id) - 1
+            block, place = self._blocks[number], id - self._starts[number]
+            if isinstance(block, int):
+                self._sets[id] = KernelSet(frozenset([(block, place)]))
             else:
-                number = bisect_right(self._starts, id) - 1
-                self._sets[id] = KernelSet(frozenset([(number, id - self._starts[number])]))
+                rows, count = block
+                row = [self[part] for part in rows[place].tolist()]
+                self._sets[id] = KernelSet(
+                    frozenset().union(*(part.producers for part in row[:count])),
+                    frozenset().union(*(part.modulators for part in row[:count]), *itertools.chain(*row[count:])))
         return self._sets[id]
-
-    def join(self, ids: Iterable[int], gates: Sequence[int] = ()) -> int:
-        """The id of all that ``ids`` stand for, with all that ``gates`` stand for as modulators."""
-        key = tuple(sorted({*ids} - {CONSTANT})), tuple(sorted({*gates} - {CONSTANT})) if gates else ()
-        if len(key[0]) < 2 and not key[1]:
-            return key[0][0] if key[0] else CONSTANT
-        if key not in self._known:
-            self._known[key], self._joins[self._size] = self._size, key
-            self._size += 1
-        return self._known[key]
 
     def united(self, ids: Tensor, axes: Iterable[int]) -> Tensor:
         """``ids`` with one cell along each of ``axes``, the union of what was there."""
         axes = sorted({axis % ids.ndim for axis in axes})
         small = cells(ids)
         if any(small.shape[axis] > 1 for axis in axes):
+            small, runs = _runs(small)
             last = [*range(-len(axes), 0)]
-            rows = small.movedim(axes, last)
-            shape = rows.shape[:-len(axes)]
-            found, inverse = rows.reshape(shape.numel(), -1).unique(dim=0, return_inverse=True)
-            joined = _tensor([self.join(row) for row in found.long().tolist()])
-            small = joined[inverse].reshape(*shape, *[1] * len(axes)).movedim(last, axes)
+            rows = small.movedim(axes, last).flatten(-len(axes))
+            found, inverse = rows.reshape(-1, rows.shape[-1]).unique(dim=0, return_inverse=True)
+            joined = self._joined(found.long(), rows.shape[-1])[inverse]
+            small = _spread(joined.reshape(*rows.shape[:-1], *[1] * len(axes)).movedim(last, axes), runs)
         return small.expand([1 if axis in axes else size for axis, size in enumerate(ids.shape)])
 
     def along(self, ids: Tensor, axis: int) -> list[int]:
@@ -95,21 +83,38 @@ class KernelSets:
         """Cell by cell, the union of ``parts``, which broadcast against each other."""
         total = parts[0]
         for part in parts[1:]:
-            total = self._pairs(total, part, lambda first, second: self.join([first, second]))
+            total = self._pairs(total, part, 2)
         return total
 
     def gated(self, ids: Tensor, gates: Tensor) -> Tensor:
         """Cell by cell, ``ids`` scaled by ``gates``, which broadcast against each other."""
-        return self._pairs(ids, gates, lambda first, second: self.join([first], [second]))
+        return self._pairs(ids, gates, 1)
 
-    def _pairs(self, first: Tensor, second: Tensor, join: Callable[[int, int], int]) -> Tensor:
+    def _pairs(self, first: Tensor, second: Tensor, count: int) -> Tensor:
         shape = torch.broadcast_shapes(first.shape, second.shape)
         small = torch.broadcast_tensors(cells(first), cells(second))
         if not small[1].any():
-            return first if first.shape == shape else first.expand(shape)
-        found, inverse = torch.stack([part.flatten() for part in small], 1).unique(dim=0, return_inverse=True)
-        joined = _tensor([join(*pair) for pair in found.long().tolist()])
-        return joined[inverse].reshape(small[0].shape).expand(shape)
+            return first.expand(shape)
+        size = self._size  # each pair as one number: numbers are sorted some 30 times faster than rows
+        pairs, runs = _runs(small[0].long() * size + small[1].long())
+        found, inverse = pairs.unique(return_inverse=True)
+        joined = self._joined(torch.stack([found // size, found % size], 1), count)
+        return _spread(joined[inverse], runs).expand(shape)
+
+    def _joined(self, rows: Tensor, count: int) -> Tensor:
+        """For each of ``rows`` an id of its first ``count`` ids together, with all of the others as modulators."""
+        parts = rows[:, :count]
+        ids = parts.amax(1)
+        new = ((parts != ids[:, None]) & (parts != CONSTANT)).any(1) | rows[:, count:].any(1)
+        ids = ids.double()
+        ids[new] = self._block((rows[new].numpy(), count), int(new.sum()))
+        return ids
+
+    def _block(self, made: int | tuple[np.ndarray, int], count: int) -> Tensor:
+        self._starts.append(self._size)
+        self._blocks.append(made)
+        self._size += count
+        return torch.arange(self._size - count, self._size, dtype=torch.float64)
 
 
 def cells(ids: Tensor) -> Tensor:
@@ -129,5 +134,23 @@ def compact(ids: Tensor) -> Tensor:
     return ids
 
 
-def _tensor(ids: list[int]) -> Tensor:
-    return torch.tensor(ids, dtype=torch.float64)
+def _runs(ids: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    """One slice of each run of equal ones along each axis; and by axis, which run each position is of."""
+    runs = {}
+    for axis, size in enumerate(ids.shape):
+        if size > 1:
+            slices = ids.movedim(axis, 0).reshape(size, -1)
+            differ = (slices[1:] != slices[:-1]).any(1)
+            if not differ.all():
+                starts = torch.cat([torch.tensor([True]), differ])
+                runs[axis] = starts.cumsum(0) - 1
+                ids = ids.index_select(axis, starts.nonzero().flatten())
+    return ids, runs
+
+
+def _spread(ids: Tensor, runs: dict[int, Tensor]) -> Tensor:
+    """``ids`` of runs at all of their positions; one cell along an axis stays one."""
+    for axis, run in runs.items():
+        if ids.shape[axis] > 1:
+            ids = ids.index_select(axis, run)
+    return ids
