@@ -1,7 +1,7 @@
 """Sets of kernels as numbers, ids, so that a tensor can say of each of its cells which kernels it is made of.
 
 Tensors of ids are float64, for which more of PyTorch's operators exist than for integers. Along axes on which they are
-constant they are expanded from one cell, and only that is computed with; of a run of equal slices, only the first.
+constant they are expanded from one cell, and only that is computed with.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NumberedKernel = tuple[int, int]  # a layer's number, and which of its kernels
@@ -67,12 +68,14 @@ class KernelSets:
         axes = sorted({axis % ids.ndim for axis in axes})
         small = cells(ids)
         if any(small.shape[axis] > 1 for axis in axes):
-            small, runs = _runs(small)
             last = [*range(-len(axes), 0)]
-            rows = small.movedim(axes, last).flatten(-len(axes))
-            found, inverse = rows.reshape(-1, rows.shape[-1]).unique(dim=0, return_inverse=True)
-            joined = self._joined(found.long(), rows.shape[-1])[inverse]
-            small = _spread(joined.reshape(*rows.shape[:-1], *[1] * len(axes)).movedim(last, axes), runs)
+            rows = small.movedim(axes, last)
+            shape = rows.shape[:-len(axes)]
+            rows = rows.reshape(shape.numel(), -1)
+            again = (rows[:, 1:] == rows[:, :-1]).all(0)  # as of tokens, all but one alike
+            found, inverse = rows[:, F.pad(~again, (1, 0), value=True)].unique(dim=0, return_inverse=True)
+            joined = self._joined(found.long(), found.shape[1])
+            small = joined[inverse].reshape(*shape, *[1] * len(axes)).movedim(last, axes)
         return small.expand([1 if axis in axes else size for axis, size in enumerate(ids.shape)])
 
     def along(self, ids: Tensor, axis: int) -> list[int]:
@@ -96,10 +99,8 @@ class KernelSets:
         if not small[1].any():
             return first.expand(shape)
         size = self._size  # each pair as one number: numbers are sorted some 30 times faster than rows
-        pairs, runs = _runs(small[0].long() * size + small[1].long())
-        found, inverse = pairs.unique(return_inverse=True)
-        joined = self._joined(torch.stack([found // size, found % size], 1), count)
-        return _spread(joined[inverse], runs).expand(shape)
+        found, inverse = (small[0].long() * size + small[1].long()).unique(return_inverse=True)
+        return self._joined(torch.stack([found // size, found % size], 1), count)[inverse].expand(shape)
 
     def _joined(self, rows: Tensor, count: int) -> Tensor:
         """For each of ``rows`` an id of its first ``count`` ids together, with all of the others as modulators."""
@@ -131,26 +132,4 @@ def compact(ids: Tensor) -> Tensor:
     for axis, size in enumerate(ids.shape):
         if size > 1 and bool((ids == (first := ids.narrow(axis, 0, 1))).all()):
             ids = first
-    return ids
-
-
-def _runs(ids: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """One slice of each run of equal ones along each axis; and by axis, which run each position is of."""
-    runs = {}
-    for axis, size in enumerate(ids.shape):
-        if size > 1:
-            slices = ids.movedim(axis, 0).reshape(size, -1)
-            differ = (slices[1:] != slices[:-1]).any(1)
-            if not differ.all():
-                starts = torch.cat([torch.tensor([True]), differ])
-                runs[axis] = starts.cumsum(0) - 1
-                ids = ids.index_select(axis, starts.nonzero().flatten())
-    return ids, runs
-
-
-def _spread(ids: Tensor, runs: dict[int, Tensor]) -> Tensor:
-    """``ids`` of runs at all of their positions; one cell along an axis stays one."""
-    for axis, run in runs.items():
-        if ids.shape[axis] > 1:
-            ids = ids.index_select(axis, run)
     return ids
