@@ -165,7 +165,7 @@ def resolve(model: nn.Module, layer: Layer, layers: Sequence[LayerInfo], auto: s
         raise TypeError(f'layer must be a module, a name, an index or a list of these, got {layer!r}')
     if layer == 'auto' and auto is not None:
         layer = auto
-    whole = [info for info in layers if info.name.startswith(layer)
+    whole = [info for info in layers if info.name.startswith(layer)  # cheap, and `module` is parsed for few
              and layer in (info.name, info.name.partition('[')[0], info.module)]
     found = whole or [info for info in layers if _matches(layer, info.module)]
     if not found:
