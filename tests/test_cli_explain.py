@@ -178,10 +178,15 @@ def test_the_eye_sees_a_folder(command, photograph, tmp_path):
     (['--graph', '-o', 'x.html'], "a graph, by --graph, .json or .dot, needs --method pyramid, got 'tubes'"),
     (['--method', 'pyramid', '-o', 'x.json', '--target', '1', '--target', '2'],
      'a graph is of one sample and class, --target must be one, got 2'),
-    (['--method', 'pyramid', '-o', 'x.json', '--depth', '0'], 'depth must be None or at least 1, got 0'),
+    (['--method', 'pyramid', '--depth', '0'], 'argument --depth: must be a whole number of at least 1, got 0'),
     (['--method', 'eye', '-o', 'x.html'], "path must end with .png, .gif, .mp4, got 'x.html'"),
     (['--method', 'eye', '--target', '3'], "--target needs --method tubes or class or pyramid, got 'eye'"),
-    (['--method', 'eye', '--facets', '1', '--steps', '0'], 'steps must be at least 1, got 0'),
+    (['--method', 'eye', '--style', 'strip'], "--style needs --method tubes or class or pyramid, got 'eye'"),
+    (['--method', 'pyramid', '--steps', '9'], "--steps needs --method eye, got 'pyramid'"),
+    (['--topk', '9'], "--topk needs --method pyramid, got 'tubes'"),
+    (['--method', 'pyramid', '--topk', '0'], 'argument --topk: must be a whole number of at least 1, got 0'),
+    (['--method', 'eye', '--facets', '0'], 'argument --facets: must be a whole number of at least 1, got 0'),
+    (['--method', 'eye', '--steps', '0'], 'argument --steps: must be a whole number of at least 1, got 0'),
     (['--method', 'eye', '--facets', '9'], 'images must be at least as many as the 9 facets, got 1')])
 def test_what_cannot_be_explained(failure, photograph, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)

@@ -111,7 +111,8 @@ def test_predict_takes_a_model_from_a_folder_and_its_labels(labels, image, tmp_p
 @pytest.mark.parametrize('option', ['--topk', '--clips'])
 @pytest.mark.parametrize('value', [0, -1])
 def test_numbers_below_one_are_refused_before_any_work(option, value, failure):
-    assert f'{option} must be at least 1, got {value}' in failure('predict', option, value, 'nothing.png')
+    message = failure('predict', option, value, 'nothing.png')
+    assert f'argument {option}: must be a whole number of at least 1, got {value}' in message
 
 
 @pytest.mark.parametrize(('content', 'message'), [

@@ -30,6 +30,12 @@ class UserError(Exception):
     """Something the user can mend; the message says how."""
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, got {text}')
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` (``sys.argv`` by default) and return its exit status: 2 for bad input."""
     parser = argparse.ArgumentParser(prog='timm-softpool', description=__doc__)
@@ -48,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     predict.add_argument('--model', default=DEFAULT_MODEL, help='any timm model with weights; one for clips takes '
                          'videos (%(default)s)')
     predict.add_argument('--checkpoint', type=Path, help='weights of your own for the model: safetensors or PyTorch')
-    predict.add_argument('--clips', type=int, default=5, help='clips of a video to average (%(default)s)')
-    predict.add_argument('--topk', type=int, default=5, help='classes to print (%(default)s)')
+    predict.add_argument('--clips', type=_positive, default=5, help='clips of a video to average (%(default)s)')
+    predict.add_argument('--topk', type=_positive, default=5, help='classes to print (%(default)s)')
     predict.add_argument('--json', action='store_true', help='print a JSON list with an object for each file')
     predict.set_defaults(run=classify)
 
@@ -74,12 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     explain.add_argument('--fit', action='append', type=Path, metavar='FOLDER',
                          help="of 'class': some hundred images or videos such as those to be explained")
     explain.add_argument('--graph', action='store_true', help="of 'pyramid': an .html page of the graph of a class")
-    explain.add_argument('--depth', type=int, help='of a graph, in layers (all of them)')
-    explain.add_argument('--topk', type=int, default=5, help='of a graph, channels of each kernel (%(default)s)')
-    explain.add_argument('--facets', type=int, default=4, help="of 'eye' (%(default)s)")
-    explain.add_argument('--steps', type=int, default=256, help="of 'eye' (%(default)s)")
+    explain.add_argument('--depth', type=_positive, help='of a graph, in layers (all of them)')
+    explain.add_argument('--topk', type=_positive, default=5, help='of a graph, channels of each kernel (%(default)s)')
+    explain.add_argument('--facets', type=_positive, default=4, help="of 'eye' (%(default)s)")
+    explain.add_argument('--steps', type=_positive, default=256, help="of 'eye' (%(default)s)")
     explain.add_argument('--seed', type=int, default=0, help="of 'eye' (%(default)s)")
-    explain.set_defaults(run=explain_files)
+    explain.set_defaults(run=explain_files, default=explain.get_default)
 
     train = commands.add_parser('train', help='train a model', description=train_model.__doc__)
     train.add_argument('config', type=Path, metavar='CONFIG.yaml')
@@ -138,9 +144,6 @@ def describe(arguments: argparse.Namespace) -> None:
 
 def classify(arguments: argparse.Namespace) -> None:
     """Print the most probable classes of each image or, with a model for clips, of each video."""
-    for option in ('topk', 'clips'):
-        if (value := getattr(arguments, option)) < 1:
-            raise UserError(f'--{option} must be at least 1, got {value}')
     model = _create(arguments.model, pretrained=True, checkpoint=arguments.checkpoint).eval()
     names = class_names(model)
     results: list[dict[str, Any]] = []
@@ -167,10 +170,9 @@ def explain_files(arguments: argparse.Namespace) -> None:
 
     output, method = arguments.output, arguments.method
     arguments.graph |= output.suffix in ('.json', '.dot')
-    for given, name, methods in ((arguments.graph, 'a graph, by --graph, .json or .dot,', ['pyramid']),
-                                 (arguments.fit, '--fit', ['class']),
-                                 (arguments.target, '--target', ['tubes', 'class', 'pyramid'])):
-        if given and method not in methods:
+    for option, methods in METHODS.items():
+        if getattr(arguments, option) != arguments.default(option) and method not in methods:
+            name = 'a graph, by --graph, .json or .dot,' if option == 'graph' else f'--{option}'
             raise UserError(f'{name} needs --method {" or ".join(methods)}, got {method!r}')
     checked(output, SUFFIXES if arguments.graph else {  # before the work begins
         'eye': MOVING, 'pyramid': [*WRITERS, '.json', '.dot']}.get(method, ()))
@@ -257,6 +259,11 @@ def _eye(arguments: argparse.Namespace, model: Any) -> None:
 
 
 EXPLAINERS = {'tubes': _tubes, 'class': _class, 'pyramid': _pyramid, 'eye': _eye}
+# The options that not every method has -> those that have it.
+METHODS = {**dict.fromkeys(('target', 'style', 'alpha'), ('tubes', 'class', 'pyramid')), 'fit': ('class',),
+           **dict.fromkeys(('graph', 'depth', 'topk'), ('pyramid',)),
+           **dict.fromkeys(('facets', 'steps', 'seed'), ('eye',))}
+
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
