@@ -54,6 +54,13 @@ def test_the_card_of_weights_of_your_own_has_no_published_figures(tmp_path):
                      '--to', str(tmp_path / 'model')]) == 0
     card = (tmp_path / 'model' / 'README.md').read_text()
     assert 'tiny_in200' not in card and '41.79' not in card and 'not stated' in card
+    config = (tmp_path / 'model' / 'config.json').read_text()
+    assert 'non-commercial' not in config and 'n01443537' not in config
+
+
+def test_the_card_claims_no_accuracy_of_weights_that_nobody_named(tmp_path):
+    export_model(image_model(), tmp_path / 'model')
+    assert '41.79' not in (tmp_path / 'model' / 'README.md').read_text()
 
 
 def test_the_hub_gets_the_folder_but_keeps_its_card(monkeypatch):
@@ -98,8 +105,15 @@ assert not any(name.startswith(('timm_softpool', 'video_plugins')) for name in s
 '''], check=True)
 
 
+def test_a_repository_s_weights_are_not_overwritten(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, 'file_exists', lambda self, repository, name: True)
+    with pytest.raises(FileExistsError, match='hf-hub:somebody/pools has weights already'):
+        export_model(image_model(), 'hf-hub:somebody/pools')
+
+
 def test_a_program_that_is_not_the_network_is_refused_and_not_left_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr('timm_softpool.export.TOLERANCE', -1)
+    export = torch.export.export
+    monkeypatch.setattr(torch.export, 'export', lambda model, *args, **kwargs: export(image_model(), *args, **kwargs))
     with pytest.raises(ValueError, match=r'the \.pt2 program is not the network: its logits differ by up to'):
         export_model(image_model(), tmp_path / 'model.pt2')
     assert not list(tmp_path.iterdir())

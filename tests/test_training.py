@@ -3,7 +3,9 @@ import csv
 import io
 import json
 import os
+import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from timm_softpool.pretrained import file_hash
 from timm_softpool.training import Config, load_config
 from timm_softpool.training import run as training_run
 from timm_softpool.training.data import EpochBatches, create_datasets
+from timm_softpool.training.module import TrainingModule
 from timm_softpool.training.run import train
 
 if sys.version_info >= (3, 11):
@@ -138,11 +141,19 @@ def test_another_runs_folder_is_left_alone(settings):
     assert_same(state(settings['output']), before)
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(settings, tmp_path):
-    (tmp_path / 'README.md').write_text('mine')
+@pytest.mark.parametrize('name', ['README.md', 'config.yaml'])
+def test_a_folder_that_holds_something_else_is_left_alone(settings, tmp_path, name):
+    (tmp_path / name).write_text(text := yaml.safe_dump(settings) + '# mine\n')
     with pytest.raises(ValueError, match='output must be a new folder or that of a run, got .*, which holds something'):
         train(Config(**{**settings, 'output': str(tmp_path)}), '')
-    assert [path.name for path in tmp_path.iterdir()] == ['README.md']
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
+
+
+def test_a_run_that_was_killed_before_it_saved_anything_begins_anew(settings):
+    Path(settings['output']).mkdir()
+    Path(settings['output'], 'config.yaml').write_text(Config(**settings).as_yaml())
+    assert train(Config(**{**settings, 'epochs': 1}), '').exists()
 
 
 def test_a_loss_that_is_no_number_is_not_saved(settings):
@@ -199,10 +210,17 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(settings, m
         train(Config(**settings), '')
 
 
+@pytest.mark.parametrize(('world', 'size'), [(1, 7), (4, 12)])
+def test_mixup_needs_pairs_in_each_process(settings, monkeypatch, world, size):
+    monkeypatch.setenv('WORLD_SIZE', str(world))
+    with pytest.raises(ValueError, match=f'batch_size must be a multiple of twice the processes, {2 * world}, got'):
+        train(Config(**{**settings, 'batch_size': size, 'mixup': 0.2}), '')
+
+
 # What is published.
 
 def test_the_published_file_is_named_by_its_hash_and_has_the_accuracy_of_its_card(settings, images, capsys):
-    path = train(Config(**{**settings, 'tag': 'mine', 'description': 'Noise "of" three classes',
+    path = train(Config(**{**settings, 'tag': 'mine', 'description': 'Noise "of" three classes 🐶',
                            'license': 'MIT'}), 'timm-softpool train a.yaml')
     digest, output = file_hash(path), path.parent
     assert path.name == f'{MODEL}-mine-{digest[:8]}.safetensors'
@@ -210,7 +228,7 @@ def test_the_published_file_is_named_by_its_hash_and_has_the_accuracy_of_its_car
     entry, data = manifest['models'][MODEL]['mine'], manifest['data']['mine']
     assert (entry['file'], entry['sha256'], entry['license']) == (path.name, digest, 'MIT')
     assert entry['recipe'] == 'timm-softpool train a.yaml'
-    assert data['description'] == 'Noise "of" three classes'
+    assert data['description'] == 'Noise "of" three classes 🐶'
     assert data['cfg']['label_names'] == ['n01443537', 'n02', 'n03']
     model = timm.create_model(MODEL, pretrained=True, num_classes=3,
                               pretrained_cfg_overlay=dict(file=str(path), num_classes=3)).eval()
@@ -221,7 +239,8 @@ def test_the_published_file_is_named_by_its_hash_and_has_the_accuracy_of_its_car
         right = (model(torch.stack(images)).argmax(1) == torch.tensor(labels)).float().mean()
     assert entry['metrics']['top1'] == round(100 * right.item(), 2)
     card = (output / 'README.md').read_text()
-    for part in (digest, f'{entry["metrics"]["top1"]} % top-1', 'MIT', '24 samples', '9 to validate'):
+    for part in (digest, f'{entry["metrics"]["top1"]} % top-1', 'MIT', '24 samples', '9 to validate',
+                 'the epoch was chosen by this accuracy'):
         assert part in card
     assert yaml.safe_load(card.split('```yaml\n')[1].split('```')[0])['tag'] == 'mine'
     result = json.loads((output / 'result.json').read_text())
@@ -229,6 +248,17 @@ def test_the_published_file_is_named_by_its_hash_and_has_the_accuracy_of_its_car
     assert result['parameters'] == sum(parameter.numel() for parameter in model.parameters())
     assert '\r' not in (printed := capsys.readouterr().out), 'no bar where there is no terminal'
     assert [json.loads(line)['step'] for line in printed.splitlines()[:2]] == [STEPS, 2 * STEPS]
+
+
+def test_a_card_says_that_an_epoch_was_chosen_only_where_it_was(settings):
+    path = train(Config(**{**settings, 'validate_epochs': 2}), '')
+    assert 'chosen' not in path.with_name('README.md').read_text()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_run_on_a_gpu_says_so(settings):
+    path = train(Config(**{**settings, 'accelerator': 'gpu'}), '')
+    assert json.loads(path.with_name('result.json').read_text())['machine'] == torch.cuda.get_device_name()
 
 
 def test_logs_are_written_for_spreadsheets_and_for_tensorboard(whole):
@@ -245,6 +275,12 @@ def test_a_run_can_start_from_the_weights_of_another(settings, whole):
 
 
 # Data.
+
+def test_weights_for_other_classes_are_no_start(settings, whole):
+    path = next(whole.glob('*.safetensors'))
+    with pytest.raises(ValueError, match=f"init does not fit, got '{path}': .*size mismatch"):
+        train(Config(**{**settings, 'classes': 2, 'init': str(path)}), '')
+
 
 def test_images_train_in_bfloat16_with_all_of_timms_augmentation(settings):
     assert train(Config(**{**settings, 'epochs': 1, 'precision': 'bf16-mixed', 'mixup': 0.2, 'cutmix': 1.0,
@@ -290,6 +326,27 @@ def test_clips_of_a_table_train_and_are_decoded_once(settings, videos, tmp_path,
     torch.testing.assert_close(clip, torch.full_like(clip, 120 / 255), rtol=0, atol=0.02)
 
 
+def test_what_is_trained_on_reaches_worker_processes_that_are_not_forks(settings, videos):
+    settings |= dict(VIDEO, format='clips', data=str(videos / 'clips.csv'), fold=1)
+    dataset, _ = create_datasets(Config(**settings), dict(mean=(0,) * 3, std=(1,) * 3))
+    (clip, _), (copied, _) = dataset[0, 2], pickle.loads(pickle.dumps(dataset))[0, 2]
+    assert torch.equal(copied, clip)
+
+
+def test_a_table_of_classes_may_name_more_of_them(settings, images, tmp_path):
+    shutil.copytree(images, tmp_path / 'data')
+    with open(tmp_path / 'data' / 'classes.tsv', 'a') as file:
+        file.write('3\tn04\tbird\n')
+    train_set, _ = create_datasets(Config(**{**settings, 'data': str(tmp_path / 'data')}),
+                                   dict(mean=(0,) * 3, std=(1,) * 3, crop_pct=1.0))
+    assert train_set.samples.label_names == ['n01443537', 'n02', 'n03']
+
+
+def test_the_pixels_are_normalised_as_the_tag_says(settings):
+    module = TrainingModule(Config(**{**settings, 'model': 'tf_efficientnet_b0.ap_in1k'}))
+    assert module.geometry['mean'] == (0.5, 0.5, 0.5)
+
+
 def test_photographs_train_under_each_motion(settings, tmp_path):
     random, folder = np.random.default_rng(0), tmp_path / 'photographs'
     folder.mkdir()
@@ -307,6 +364,9 @@ def test_photographs_train_under_each_motion(settings, tmp_path):
     (dict(format='folder'), FileNotFoundError, 'data must be a folder with train and val in it, there is no .*train'),
     (dict(batch_size=32), ValueError, 'data must have at least 32 samples to train with, a batch, got 24 in '),
     (dict(model='resnet0'), ValueError, "model must be a name of timm.list_models.., got 'resnet0'"),
+    (dict(model='resnet18.no'), ValueError, "model does not fit, got 'resnet18.no': Invalid pretrained tag"),
+    (dict(model_args={'drop_rat': 1}), ValueError, "model_args does not fit, got {'drop_rat': 1}: .*drop_rat"),
+    (dict(auto_augment='no'), ValueError, "auto_augment does not fit, got 'no': "),
 ])
 def test_data_and_models_that_do_not_fit_are_named(settings, change, error, message):
     with pytest.raises(error, match=message):
@@ -322,6 +382,7 @@ def test_a_table_without_the_column_is_refused(settings, videos):
 
 @pytest.mark.parametrize(('override', 'message'), [
     ('epochs=0', 'epochs must be at least 1, got 0'),
+    ('tag=v1.0', "tag must be of letters, digits and underscores, got 'v1.0'"),
     ('epochs=many', "epochs must be int, got 'many'"),
     ('hflip=1.5', 'hflip must be at most 1, got 1.5'),
     ('lr=fast', "lr must be float, got 'fast'"),

@@ -313,9 +313,12 @@ def export_files(arguments: argparse.Namespace) -> None:
     from .export import export_model
 
     model = _create(arguments.name, pretrained=True, checkpoint=arguments.checkpoint).eval()
-    if arguments.checkpoint:
-        model.pretrained_cfg.update(tag=None, description=None)  # the published weights' card is not theirs
-    print(export_model(model, arguments.to))
+    cfg, name = model.pretrained_cfg, None
+    if arguments.checkpoint:  # nothing that is known of the published weights is of these
+        cfg.update(tag=None, description=None, license=None, label_names=None, label_descriptions=None)
+    else:
+        name = '.'.join(filter(None, (cfg['architecture'], cfg.get('tag'))))
+    print(export_model(model, arguments.to, name))
 
 
 def class_names(model: Any) -> list[str]:

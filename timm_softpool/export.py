@@ -18,7 +18,7 @@ HUB = 'hf-hub:'
 TOLERANCE = 1e-3
 
 
-def export_model(model: nn.Module, to: str | os.PathLike[str]) -> str:
+def export_model(model: nn.Module, to: str | os.PathLike[str], name: str | None = None) -> str:
     """Write a network of timm's registry, whole or not at all.
 
     Args:
@@ -27,19 +27,20 @@ def export_model(model: nn.Module, to: str | os.PathLike[str]) -> str:
             ``timm.create_model('local-dir:FOLDER', pretrained=True)`` loads; ``hf-hub:USER/NAME``, for the same on the
             Hugging Face hub; or a new file, FILE.onnx or FILE.pt2 (`torch.export`), which takes batches of any number,
             needs none of our packages, and has been compared with the network.
+        name: Of published weights, ``model.tag``, if they are the network's: the card has what is known of them.
 
     Returns:
         What was written, in a sentence.
 
     Raises:
-        FileExistsError: If there is such a file or folder.
+        FileExistsError: If there is such a file or folder, or weights in such a repository.
         ImportError: If a package is missing; the extra ``export`` has it.
         ValueError: If the network is in training mode, or a program does not give its logits.
     """
     if model.training:
         raise ValueError('model must be in evaluation mode; call model.eval()')
     if str(to).startswith(HUB):
-        return _push(model, str(to).removeprefix(HUB))
+        return _push(model, str(to).removeprefix(HUB), name)
     path = Path(to)
     if path.exists():
         raise FileExistsError(f'{path} exists already and is not overwritten')
@@ -50,23 +51,25 @@ def export_model(model: nn.Module, to: str | os.PathLike[str]) -> str:
             difference = _write_program(model, written)
             note = f'its logits are within {difference:.0e} of the network\'s'
         else:
-            _write_folder(model, written, f'local-dir:{path}')
+            _write_folder(model, written, f'local-dir:{path}', name)
             note = f"timm.create_model('local-dir:{path}', pretrained=True) loads it"
         os.rename(written, path)
     return f'{path}: {note}'
 
 
-def _write_folder(model: Any, folder: Path, source: str) -> None:
+def _write_folder(model: Any, folder: Path, source: str, name: str | None) -> None:
     save_for_hf(model, str(folder), safe_serialization=True)
-    (folder / 'README.md').write_text(_card(model, source))
+    (folder / 'README.md').write_text(_card(model, source, name), encoding='utf-8')
 
 
-def _push(model: Any, repository: str) -> str:
+def _push(model: Any, repository: str, name: str | None) -> str:
     from huggingface_hub import HfApi  # a dependency of timm
 
     api = HfApi(library_name='timm-softpool')
+    if api.file_exists(repository, 'model.safetensors'):
+        raise FileExistsError(f'{HUB}{repository} has weights already, which are not overwritten')
     with tempfile.TemporaryDirectory() as scratch:
-        _write_folder(model, folder := Path(scratch, 'model'), f'{HUB}{repository}')
+        _write_folder(model, folder := Path(scratch, 'model'), f'{HUB}{repository}', name)
         api.create_repo(repository, exist_ok=True)
         # A card that somebody has written there stays.
         kept = ['README.md'] if api.file_exists(repository, 'README.md') else None
@@ -108,15 +111,14 @@ def _input(model: Any, batch: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _card(model: Any, source: str) -> str:
+def _card(model: Any, source: str, name: str | None) -> str:
     cfg = model.pretrained_cfg
-    name = '.'.join(filter(None, (cfg['architecture'], cfg.get('tag'))))
-    entry = PUBLISHED.get(name, {})
+    entry = PUBLISHED.get(name or '', {})
     is_video = bool(cfg.get('num_frames'))
     metrics = ', '.join(f'{value} % {metric}' for metric, value in entry.get('metrics', {}).items())
     rows = {'parameters': f'{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M',
             'input': 'x'.join(map(str, _input(model, 1).shape[1:])), 'classes': model.num_classes,
-            'data': cfg.get('description'), 'accuracy': metrics,
+            'data': cfg.get('description') if name else None, 'accuracy': metrics,
             'licence of the weights': entry.get('license')}
     recipe = f'\n## Recipe\n\n```\n{entry["recipe"].strip()}\n```\n' if 'recipe' in entry else ''
     table = '\n'.join(f'- **{key}:** {" ".join(str(value).split())}' for key, value in rows.items() if value)
@@ -126,7 +128,7 @@ pipeline_tag: {'video' if is_video else 'image'}-classification
 license: other
 license_name: {entry.get('license', 'not stated')!r}
 ---
-# {name}
+# {name or cfg['architecture']}
 
 {table}
 

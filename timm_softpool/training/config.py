@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -103,8 +104,8 @@ class Config:
         for name in ('mixup', 'cutmix', 'train_sizes'):
             if getattr(self, name) and self.is_video:
                 raise ValueError(f'{name} is for images only, got {getattr(self, name)!r} with format {self.format!r}')
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise ValueError(f'batch_size must be even for mixup and cutmix, got {self.batch_size}')
+        if not re.fullmatch(r'\w+', self.tag, re.ASCII):
+            raise ValueError(f'tag must be of letters, digits and underscores, got {self.tag!r}')
         if self.hflip and self.format == 'camera_motion':
             raise ValueError(f"hflip must be 0 with format 'camera_motion', whose labels it would turn round, "
                              f'got {self.hflip}')

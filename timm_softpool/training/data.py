@@ -123,4 +123,8 @@ def _clip_transform(config: Config, geometry: dict[str, Any], size: tuple[int, i
     steps.append(v2.Normalize(geometry['mean'], geometry['std']))
     if is_training and config.erase:
         steps.append(v2.RandomErasing(config.erase))
-    return v2.Compose([*steps, v2.Lambda(lambda clip: clip.transpose(0, 1))])
+    return v2.Compose([*steps, v2.Lambda(_channels_first)])
+
+
+def _channels_first(clip: Tensor) -> Tensor:  # not a lambda: it has to reach worker processes
+    return clip.transpose(0, 1)

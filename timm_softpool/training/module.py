@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,18 @@ class TrainingModule(pl.LightningModule):
         self.seconds = 0.0
         if not timm.is_model(config.model.split('.')[0]):
             raise ValueError(f'model must be a name of timm.list_models(), got {config.model!r}')
-        cfg: Any = timm.get_pretrained_cfg(config.model.split('.')[0])
+        with _as_value_error('model', config.model):
+            cfg: Any = timm.get_pretrained_cfg(config.model)
         self.geometry: dict[str, Any] = {'mean': config.mean or cfg.mean, 'std': config.std or cfg.std, 'crop_pct': 1.0}
-        self.train_set, self.val_set = create_datasets(config, self.geometry)
+        with _as_value_error('auto_augment', config.auto_augment):
+            self.train_set, self.val_set = create_datasets(config, self.geometry)
         seed_all(config.seed)
-        self.network = timm.create_model(config.model, num_classes=self.num_classes, **config.model_args)
+        with _as_value_error('model_args', config.model_args):
+            self.network = timm.create_model(config.model, num_classes=self.num_classes, **config.model_args)
         if config.init:
-            self.network.load_state_dict(convert_checkpoint(read_checkpoint(config.init), config.model.split('.')[0]))
+            weights = convert_checkpoint(read_checkpoint(config.init), config.model.split('.')[0])
+            with _as_value_error('init', config.init):
+                self.network.load_state_dict(weights)
         if config.channels_last:
             for parameter in self.network.parameters():
                 if parameter.ndim in (4, 5):
@@ -155,6 +161,14 @@ class TrainingModule(pl.LightningModule):
 
     def _layout(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=_channels_last(x.ndim)) if self.config.channels_last else x
+
+
+@contextlib.contextmanager
+def _as_value_error(setting: str, value: Any) -> Iterator[None]:
+    try:
+        yield
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f'{setting} does not fit, got {value!r}: {" ".join(str(error).split())}') from error
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

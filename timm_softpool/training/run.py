@@ -46,9 +46,10 @@ def train(config: Config, recipe: str) -> Path | None:
     if config.is_video:
         import video_plugins  # noqa: F401  (registers the networks for clips)
     world, local = (int(os.environ.get(name, 1)) for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'))
-    if config.batch_size % world:
-        raise ValueError(f'batch_size must be a multiple of the processes, {world}, got {config.batch_size}')
-    if output.exists() and any(output.iterdir()) and not (output / 'config.yaml').exists():
+    parts, of = (2 * world, 'twice ') if config.mixup or config.cutmix else (world, '')  # they mix pairs
+    if config.batch_size % parts:
+        raise ValueError(f'batch_size must be a multiple of {of}the processes, {parts}, got {config.batch_size}')
+    if output.exists() and any(output.iterdir()) and not (last.exists() or _is_ours(output / 'config.yaml')):
         raise ValueError(f'output must be a new folder or that of a run, got {output}, which holds something else')
     module = TrainingModule(config)
     output.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def train(config: Config, recipe: str) -> Path | None:
         # What does not hold here, or is meant so: the loader knows its position, the averaged network never trains.
         warnings.filterwarnings('ignore', '.*(not resumable|not have many workers|in eval mode|treespec).*')
         trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
-    return publish(module, output, recipe) if trainer.is_global_zero else None
+    return publish(module, output, recipe, trainer.strategy.root_device) if trainer.is_global_zero else None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -87,6 +88,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = Path(path).with_suffix('.tmp')
         super().save_checkpoint(checkpoint, temporary, storage_options)
         os.replace(temporary, path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run has written it, and not a user."""
+    try:
+        return path.read_text() == load_config(path).as_yaml()
+    except (OSError, TypeError, ValueError):
+        return False
 
 
 def _check_same(config: Config, path: Path) -> None:

@@ -90,7 +90,8 @@ def read_parquet(config: Config) -> tuple[Samples, Samples]:
     if (table := Path(config.data, 'classes.tsv')).is_file():
         with open(table, newline='') as file:
             for row in csv.DictReader(file, delimiter='\t'):
-                names[int(row['label'])] = row.get('wnid') or row['name']
+                if (label := int(row['label'])) < count:
+                    names[label] = row.get('wnid') or row['name']
     train, val = (Samples(_Bytes(images), labels, names) for labels, images in parts)
     return train, val
 
