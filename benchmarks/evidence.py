@@ -10,6 +10,7 @@ import class_regularization
 import downsampling
 import latency
 import pools
+import twins
 import video
 from pages import markdown, with_tables
 from training import RESULTS, ROOT, read
@@ -50,7 +51,8 @@ def update(text: str) -> str:
     """The page with its tables made anew, each between a pair of marks."""
     rows = read(video.TRAINED)
     tables = [*(downsampling.scores_table(dataset) for dataset in downsampling.DATASETS),
-              downsampling.differences_table(), pools.table(), class_regularization.accuracy_table(),
+              downsampling.differences_table(), pools.table(), twins.table(),
+              class_regularization.accuracy_table(),
               video.table(rows, 'camera_motion'), video.table(rows, 'fir_action'),
               networks_table(), resnet50_table(), class_regularization.cost_table()]
     return with_tables(text, MARK, tables)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from timm_softpool.cli import main
@@ -26,7 +27,7 @@ def measure(results: Path, commands: list[list[str]]) -> None:
     """Run those commands whose results are missing; a killed run goes on."""
     os.chdir(ROOT)  # where the recipes look for data
     for arguments in commands:
-        if ' '.join(arguments) not in read(results):
+        if shlex.join(arguments) not in read(results):
             if status := main(arguments[1:]):
                 raise SystemExit(status)
             with open(results, 'a') as file:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from timm_softpool.pretrained import PUBLISHED
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = [(page.name, block) for page in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
             for block in re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL)]
@@ -58,6 +60,14 @@ def test_the_speed_that_the_page_claims_of_the_tubes_was_measured(monkeypatch):
         assert min(rows[peer]['ratio'] for peer in ('captum LayerGradCam', 'torchcam GradCAM')) >= 0.915
         assert all(row['correlation'] >= 0.99 for name, row in rows.items()
                    if name not in (script.FORWARD, script.OTHER_MAP))
+
+
+@pytest.mark.parametrize('network', ['resnet50_softpool', 'densenet121_softpool'])
+def test_the_networks_compared_with_their_twins_are_those_that_are_published(network, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    last = load(ROOT / 'benchmarks' / 'twins.py').results(network)[-1]
+    entry = PUBLISHED[f'{network}.tiny_in200']
+    assert (last['sha256'], last['top1'], last['top5']) == (entry['sha256'], *entry['metrics'].values())
 
 
 def test_the_readmes_figures_are_those_that_were_measured():
