@@ -50,7 +50,7 @@ def table() -> str:
         plain, twin = results(network), results(f'{network}_softpool')
         if not (plain and twin):
             continue  # until both are trained
-        epochs = ', '.join(f'{row["config"]["epochs"]} at {" and ".join(map(str, row["config"]["train_sizes"]))} px'
+        epochs = ', '.join(f'{row["config"]["epochs"]} at {"/".join(map(str, row["config"]["train_sizes"]))} px'
                            for row in plain)
         scores = [[row[-1][top] for top in ('top1', 'top5')] for row in (plain, twin)]
         scores.append([by - without for without, by in zip(*scores)])
