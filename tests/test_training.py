@@ -366,7 +366,7 @@ def test_photographs_train_under_each_motion(settings, tmp_path):
     (dict(model='resnet0'), ValueError, "model must be a name of timm.list_models.., got 'resnet0'"),
     (dict(model='resnet18.no'), ValueError, "model does not fit, got 'resnet18.no': Invalid pretrained tag"),
     (dict(model_args={'drop_rat': 1}), ValueError, "model_args does not fit, got {'drop_rat': 1}: .*drop_rat"),
-    (dict(auto_augment='no'), ValueError, "auto_augment does not fit, got 'no': "),
+    (dict(auto_augment='no'), ValueError, "auto_augment must be a policy that timm knows, .*, got 'no'"),
 ])
 def test_data_and_models_that_do_not_fit_are_named(settings, change, error, message):
     with pytest.raises(error, match=message):

@@ -105,10 +105,14 @@ def val_loader(dataset: SeededDataset, config: Config, rank: int = 0, world: int
 
 
 def _image_transform(config: Config, geometry: dict[str, Any], size: tuple[int, int], is_training: bool) -> Callable:
-    return create_transform(
-        (3, *size), is_training, scale=config.scale, ratio=config.ratio, hflip=config.hflip,
-        color_jitter=config.color_jitter, auto_augment=config.auto_augment, re_prob=config.erase,
-        interpolation=config.interpolation, **geometry)
+    try:
+        return create_transform(
+            (3, *size), is_training, scale=config.scale, ratio=config.ratio, hflip=config.hflip,
+            color_jitter=config.color_jitter, auto_augment=config.auto_augment, re_prob=config.erase,
+            interpolation=config.interpolation, **geometry)
+    except AssertionError as error:
+        raise ValueError(f'auto_augment must be a policy that timm knows, such as rand-m9, augmix-m3 or original, got '
+                         f'{config.auto_augment!r}') from error
 
 
 def _clip_transform(config: Config, geometry: dict[str, Any], size: tuple[int, int], is_training: bool) -> nn.Module:

@@ -52,8 +52,7 @@ class TrainingModule(pl.LightningModule):
         with _as_value_error('model', config.model):
             cfg: Any = timm.get_pretrained_cfg(config.model)
         self.geometry: dict[str, Any] = {'mean': config.mean or cfg.mean, 'std': config.std or cfg.std, 'crop_pct': 1.0}
-        with _as_value_error('auto_augment', config.auto_augment):
-            self.train_set, self.val_set = create_datasets(config, self.geometry)
+        self.train_set, self.val_set = create_datasets(config, self.geometry)
         seed_all(config.seed)
         with _as_value_error('model_args', config.model_args):
             self.network = timm.create_model(config.model, num_classes=self.num_classes, **config.model_args)
@@ -167,7 +166,7 @@ class TrainingModule(pl.LightningModule):
 def _as_value_error(setting: str, value: Any) -> Iterator[None]:
     try:
         yield
-    except (AssertionError, RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f'{setting} does not fit, got {value!r}: {" ".join(str(error).split())}') from error
 
 
