@@ -123,8 +123,8 @@ def fetch(name: str, progress: bool = True) -> Path:
         else:
             content = _to_safetensors(convert_checkpoint(read_checkpoint(download), name.split('.')[0]))
             # The record first: whoever sees the file has to find it.
-            _write(path.with_name(path.name + '.sha256'), f'{hashlib.sha256(content).hexdigest()}\n'.encode())
-            _write(path, content)
+            write_whole(path.with_name(path.name + '.sha256'), f'{hashlib.sha256(content).hexdigest()}\n'.encode())
+            write_whole(path, content)
     finally:
         download.unlink(missing_ok=True)
     return path
@@ -208,7 +208,7 @@ def _expected_shapes(state_dict: Mapping[str, Any], architecture: str) -> dict[s
 
 def write_safetensors(state_dict: StateDict, path: Path) -> None:
     """Write ``path`` whole or not at all."""
-    _write(path, _to_safetensors(state_dict))
+    write_whole(path, _to_safetensors(state_dict))
 
 
 def _to_safetensors(state_dict: StateDict) -> bytes:
@@ -237,7 +237,8 @@ def _verify(path: Path, expected: str) -> None:
         raise ValueError(f'{path} is damaged or not the published file: its SHA-256 is {actual}, expected {expected}')
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all."""
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         temporary.write_bytes(content)

@@ -19,6 +19,8 @@ try:
 except ImportError as error:
     raise ImportError("training needs Lightning: pip install 'timm-softpool[train]'") from error
 
+from timm_softpool.pretrained import write_whole
+
 from .config import FREE, Config, load_config
 from .module import LAST, TrainingModule
 from .publish import publish
@@ -49,14 +51,16 @@ def train(config: Config, recipe: str) -> Path | None:
     parts, of = (2 * world, 'twice ') if config.mixup or config.cutmix else (world, '')  # they mix pairs
     if config.batch_size % parts:
         raise ValueError(f'batch_size must be a multiple of {of}the processes, {parts}, got {config.batch_size}')
-    if output.exists() and any(output.iterdir()) and not (last.exists() or _is_ours(output / 'config.yaml')):
+    is_first = os.environ.get('RANK', '0') == '0'  # which alone writes there
+    is_run = last.exists() or _is_ours(output / 'config.yaml')
+    if is_first and not is_run and output.exists() and any(output.iterdir()):
         raise ValueError(f'output must be a new folder or that of a run, got {output}, which holds something else')
     module = TrainingModule(config)
     output.mkdir(parents=True, exist_ok=True)
     if last.exists():
         _check_same(config, output / 'config.yaml')
-    elif os.environ.get('RANK', '0') == '0':
-        (output / 'config.yaml').write_text(config.as_yaml())
+    elif is_first:
+        write_whole(output / 'config.yaml', config.as_yaml().encode())
     for name in ('lightning.pytorch', 'lightning.fabric'):
         logging.getLogger(name).setLevel(logging.WARNING)
     precision = config.precision
