@@ -84,7 +84,7 @@ def accuracy_table() -> str:
     rows = read(TRAINED)
     lines = []
     for (recipe, network), runs in RUNS.items():
-        without, with_ = ([rows[' '.join(command(recipe, network + suffix, run))]['top1'] for run in runs]
+        without, with_ = ([rows[command(recipe, network + suffix, run)]['top1'] for run in runs]
                           for suffix in ('', '_classreg'))
         lines.append([f'`{recipe}`', f'`{network}`', str(len(runs)), spread(without), spread(with_),
                       spread([b - a for a, b in zip(without, with_)], '+')])

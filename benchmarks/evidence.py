@@ -52,9 +52,9 @@ def update(text: str) -> str:
     rows = read(video.TRAINED)
     tables = [*(downsampling.scores_table(dataset) for dataset in downsampling.DATASETS),
               downsampling.differences_table(), pools.table(), twins.table(),
-              class_regularization.accuracy_table(),
-              video.table(rows, 'camera_motion'), video.table(rows, 'fir_action'),
-              networks_table(), resnet50_table(), class_regularization.cost_table()]
+              class_regularization.accuracy_table(), video.table(rows, 'camera_motion'),
+              video.table(rows, 'fir_action'), networks_table(), resnet50_table(),
+              class_regularization.cost_table()]
     return with_tables(text, MARK, tables)
 
 

@@ -47,7 +47,7 @@ def table() -> str:
     """Top-1 in %: mean and sample deviation over the seeds, and of the differences from the maximum seed by seed."""
     rows = read(TRAINED)
     scores = {network: {seed: rows[key]['top1'] for seed in SEEDS
-                        if (key := ' '.join(command(RECIPE, network, f'seed={seed}'))) in rows} for network in NETWORKS}
+                        if (key := command(RECIPE, network, f'seed={seed}')) in rows} for network in NETWORKS}
     lines = []
     for network, pool in NETWORKS.items():
         if not scores[network]:

@@ -8,7 +8,6 @@ weights had more epochs.
 """
 from __future__ import annotations
 
-import shlex
 import sys
 
 from pages import markdown
@@ -33,13 +32,13 @@ def results(network: str, train: bool = False) -> list[dict]:
     rows: list[dict] = []
     for end, settings in RUNS[network.removesuffix('_softpool')]:
         init = [f'init={rows[-1]["config"]["output"]}/{rows[-1]["file"]}'] if rows else []
-        command = ['timm-softpool', 'train', 'recipes/tiny_in200.yaml', f'model={network}', 'data=data/tiny-imagenet',
-                   *init, *settings.split(), f'output=runs/{network}-tiny_in200{end}']
+        command = ('timm-softpool', 'train', 'recipes/tiny_in200.yaml', f'model={network}', 'data=data/tiny-imagenet',
+                   *init, *settings.split(), f'output=runs/{network}-tiny_in200{end}')
         if train:
             measure(TRAINED, [command])
-        if (line := shlex.join(command)) not in (known := read(TRAINED)):
+        if command not in (known := read(TRAINED)):
             return []
-        rows.append(known[line])
+        rows.append(known[command])
     return rows
 
 

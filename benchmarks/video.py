@@ -14,7 +14,7 @@ import re
 from statistics import mean
 
 from pages import markdown, spread, with_tables
-from training import RESULTS, ROOT, command, measure, read
+from training import RESULTS, ROOT, Command, command, measure, read
 
 TRAINED, CONTROL = RESULTS / 'video.jsonl', RESULTS / 'video_control.json'
 PAGE = ROOT / 'docs' / 'video_results.md'
@@ -52,14 +52,14 @@ def control() -> None:
     CONTROL.write_text(json.dumps(scores) + '\n')
 
 
-def table(rows: dict[str, dict], recipe: str) -> str:
+def table(rows: dict[Command, dict], recipe: str) -> str:
     """One line for each network: its accuracy in each run, mean and sample deviation of folds, size and time."""
     runs, is_folds = RUNS[recipe], recipe == 'fir_action'
     head = ['network', *(re.sub(r' validate_epochs=\d+', '', run).replace('=', ' ') for run in runs),
             *['mean ± deviation'] * is_folds, 'parameters, M', 'MAC, M', 'training, s']
     lines = []
     for network in NETWORKS:
-        found = [rows[' '.join(command(recipe, network, run))] if network in runs[run] else None for run in runs]
+        found = [rows[command(recipe, network, run)] if network in runs[run] else None for run in runs]
         scores = [row['top1'] for row in found if row]
         lines.append([f'`{network}`', *(f'{row["top1"]:.2f}' if row else '' for row in found),
                       *([spread(scores)] if is_folds else []),
